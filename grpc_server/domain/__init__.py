@@ -1,0 +1,1 @@
+"""What the service is about: types, errors, ports and pure rules. Standard library only."""
