@@ -1,0 +1,1 @@
+"""Typed client and command line of the agent-loop service."""

@@ -1,0 +1,1 @@
+"""The agent-loop server: gRPC and HTTP over one inference pipeline."""

@@ -1,0 +1,1 @@
+"""Freeze the log into a snapshot, and check it with Great Expectations."""

@@ -1,0 +1,1 @@
+"""Generated from protos/agentloop/v1 by `make proto`."""

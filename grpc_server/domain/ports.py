@@ -1,0 +1,184 @@
+"""What the service needs from the outside, as protocols. Adapters and fakes pass one conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from grpc_server.domain.types import (
+    Caller,
+    FinishReason,
+    JsonObject,
+    LogRecord,
+    ModelVersion,
+    Route,
+    Sampling,
+    Scope,
+    Usage,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What an engine is asked: a rendered prompt (no `<bos>`), and how to go on from it."""
+
+    model_version: str
+    prompt: str
+    sampling: Sampling
+    stop: tuple[str, ...] = ()
+    json_schema: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some generated text, never empty."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The engine's last word; `finish_reason` is STOP or LENGTH."""
+
+    finish_reason: FinishReason
+    usage: Usage
+
+
+class Engine(Protocol):
+    """Generates tokens.
+
+    Every method raises EngineUnavailable when the engine is down, NotFound for a model version that is not
+    installed, EngineFailed when it answers nonsense.
+    """
+
+    @property
+    def name(self) -> str:
+        """`embedded` or `ollama`."""
+
+    @property
+    def parallel(self) -> int:
+        """How many generations run at once; admission keeps to it."""
+
+    def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
+        """Stream the continuation; closing the generator stops the engine within a second.
+
+        Ends with exactly one Finished; an end without it is raised as EngineUnavailable.
+        """
+
+    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
+        """One vector per text."""
+
+    async def list_models(self) -> list[ModelVersion]:
+        """The installed versions, by name."""
+
+    async def load(self, model_version: str) -> None:
+        """Bring a version into memory; it stays until unloaded."""
+
+    async def unload(self, model_version: str) -> None:
+        """Free its memory."""
+
+    async def install(self, name: str, path: Path, sha256: str) -> bool:
+        """Take a GGUF as a new version; False if it was there already.
+
+        Raises AlreadyExists (same name, other bytes), Precondition (no such file, other sha256, no GGUF).
+        """
+
+    async def remove(self, name: str) -> bool:
+        """Delete a version; False if there was none."""
+
+    async def check(self) -> None:
+        """Return if the engine answers; raises EngineUnavailable otherwise."""
+
+    async def close(self) -> None:
+        """Stop what this adapter started."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpoolState:
+    """Depth of the spool: records and bytes not yet stored, seconds since the oldest was written."""
+
+    records: int
+    bytes: int
+    oldest_seconds: float
+    max_bytes: int
+
+    @property
+    def full(self) -> bool:
+        """Whether new work must be refused."""
+        return self.bytes >= self.max_bytes
+
+
+class Spool(Protocol):
+    """The durable queue in front of Postgres: an append returns when its record is on disk."""
+
+    async def append(self, record: LogRecord) -> None:
+        """Fsync one record. Raises SpoolFull, for a start record or feedback, when there is no room.
+
+        An end record is always taken: room for the ends of all accepted inferences is kept back.
+        """
+
+    def state(self) -> SpoolState:
+        """Depth now."""
+
+    async def close(self) -> None:
+        """Refuse further records and close the files."""
+
+
+class LogStore(Protocol):
+    """Where the spool's records end up; storing one twice changes nothing."""
+
+    async def store(self, records: Sequence[LogRecord]) -> None:
+        """Store a batch in order, in one transaction. Raises StoreUnavailable.
+
+        Raises ValueError for a record that the database will never take (it is then dead-lettered alone).
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRecord:
+    """A token as stored: a hash of its secret, never the secret."""
+
+    key_id: str
+    name: str
+    secret_sha256: bytes
+    scopes: frozenset[Scope]
+    created_at: datetime
+    expires_at: datetime | None
+    revoked_at: datetime | None
+
+    def caller(self) -> Caller:
+        """The caller that this token speaks for."""
+        return Caller(self.key_id, self.name, self.scopes)
+
+
+class TokenStore(Protocol):
+    """API tokens. Raises StoreUnavailable."""
+
+    async def all_tokens(self) -> list[TokenRecord]:
+        """Every token, the revoked ones too."""
+
+    async def create(self, token: TokenRecord) -> None:
+        """Store a new token."""
+
+    async def revoke(self, key_id: str, at: datetime) -> bool:
+        """Revoke it; False if there is none, or it is revoked already."""
+
+
+class RouteStore(Protocol):
+    """Routes. Raises StoreUnavailable."""
+
+    async def all_routes(self) -> list[Route]:
+        """Every route."""
+
+    async def set_route(self, route: Route, changed_by: str) -> Route:
+        """Compare-and-set by `route.revision`; returns it with its new revision. Raises Conflict."""
+
+
+class Authenticator(Protocol):
+    """Turns a bearer token into a caller."""
+
+    async def authenticate(self, token: str) -> Caller:
+        """Raises Unauthenticated."""
