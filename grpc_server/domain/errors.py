@@ -1,0 +1,93 @@
+# ruff: noqa: N818 - the names are the words of gRPC, which every caller knows
+"""Every error that the service raises on purpose; its text is for the caller, so it never quotes a prompt.
+
+AgentLoopError
+├── InvalidArgument        the request is wrong; `field` names what
+├── Unauthenticated        no token, or none that is valid; no hint of which part was wrong
+├── PermissionDenied       the token is valid, its scopes do not allow this
+├── NotFound               no such alias, model version, …
+├── AlreadyExists          the name is taken, by other bytes
+├── Precondition           true later, or after another step (`FAILED_PRECONDITION`)
+├── Conflict               compare-and-set lost: read again, then try again (`ABORTED`)
+├── Exhausted              no place left (`RESOURCE_EXHAUSTED`)
+│   └── SpoolFull          the log has no room, so no new work is accepted
+├── DeadlineExceeded       the caller's deadline, or the default one, has passed
+├── Unavailable            try again later
+│   ├── EngineUnavailable  the engine is down, or its stream broke off
+│   ├── StoreUnavailable   Postgres is down
+│   └── ShuttingDown       this server is going away
+└── EngineFailed           the engine answered nonsense (`INTERNAL`)
+"""
+
+from __future__ import annotations
+
+
+class AgentLoopError(Exception):
+    """What the caller reads is `str(error)`: what was wrong, which value, what to do."""
+
+
+class InvalidArgument(AgentLoopError):
+    """The request is wrong. `field` is the path of the wrong field, as in the proto."""
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class Unauthenticated(AgentLoopError):
+    """No token, or none that is valid. The text is always the same: no hint of which part was wrong."""
+
+    def __init__(self, message: str = "a valid token is needed: authorization: Bearer al_…") -> None:
+        super().__init__(message)
+
+
+class PermissionDenied(AgentLoopError):
+    """The token is valid, but its scopes do not allow this."""
+
+
+class NotFound(AgentLoopError):
+    """There is no such alias, model version or record."""
+
+
+class AlreadyExists(AgentLoopError):
+    """The name is taken by something else."""
+
+
+class Precondition(AgentLoopError):
+    """The state of things does not allow this now."""
+
+
+class Conflict(AgentLoopError):
+    """A compare-and-set found another revision than the one given."""
+
+
+class Exhausted(AgentLoopError):
+    """There is no place left: try again later, or elsewhere."""
+
+
+class SpoolFull(Exhausted):
+    """The spool has no room: no new work is accepted until Postgres has taken some."""
+
+
+class DeadlineExceeded(AgentLoopError):
+    """The deadline has passed."""
+
+
+class Unavailable(AgentLoopError):
+    """Something that is needed is down; try again later."""
+
+
+class EngineUnavailable(Unavailable):
+    """The engine is down, or its stream ended without its last word."""
+
+
+class StoreUnavailable(Unavailable):
+    """Postgres is down or cannot be reached."""
+
+
+class ShuttingDown(Unavailable):
+    """This server is going away; another may answer."""
+
+
+class EngineFailed(AgentLoopError):
+    """The engine answered nonsense."""
