@@ -1,0 +1,1 @@
+"""Committed data, and the scripts that make it."""
