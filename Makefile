@@ -1,0 +1,73 @@
+# Every target does its own set-up. `make` alone lists them.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+ENGINE ?= embedded
+UV = "$$(scripts/uv.sh)"
+BIN := .venv/bin
+# Two jobs at most: compiling llama.cpp at full width runs a small machine out of memory.
+export UV_CONCURRENT_BUILDS := 2
+export GOFLAGS := -p=2
+# A virtual environment that somebody else has active is none of ours.
+unexport VIRTUAL_ENV
+# Python compiles what it imports once, not at every start.
+unexport PYTHONDONTWRITEBYTECODE
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed ## install everything into .venv, from the lock file
+
+.venv/installed: pyproject.toml agentloop/pyproject.toml uv.lock
+	scripts/debian.sh build-essential cmake git
+	$(UV) sync --frozen --all-extras --all-groups
+	touch $@
+
+lint: install ## ruff, mypy --strict, import rules, buf, ansible-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	cd protos && ../$(BIN)/buf lint
+	scripts/proto.sh --check
+	cd infra/ansible && ANSIBLE_HOME="$$PWD/../../var/ansible" ../../$(BIN)/ansible-lint --offline
+
+format: install ## rewrite the code as ruff wants it
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: install ollama ## unit and integration tests on real parts, and a small cycle end to end on both engines
+	scripts/debian.sh iproute2 chromium
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --cov-fail-under=90 $(TESTS)
+
+demo: ## the whole loop, once: serve, log, learn, gate, roll out (ENGINE=embedded|ollama)
+	$(if $(filter ollama,$(ENGINE)),$(MAKE) ollama)
+	scripts/demo.sh $(ENGINE)
+
+ollama: install ## find or build Ollama (cached outside the checkout)
+	scripts/ollama.sh
+
+serve: install ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1:8080 (HTTP)
+	$(BIN)/python -m grpc_server serve --migrate
+
+dag: install ## run the nightly DAG once, now, against the server that runs
+	$(BIN)/python scripts/night.py
+
+proto: install ## generate agentloop/v1 from protos/
+	scripts/proto.sh
+
+bench: install ## run every benchmark and render docs/benchmarks.md
+	$(BIN)/python -m benchmarks
+
+ci: lint test ## what .ci/run runs
+
+clean: ## remove what was built here (state in var/ and cycles/ stays; make clean-state removes it)
+	rm -rf .venv dist .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-state: ## remove the log, the models and the cycles of this checkout
+	rm -rf var cycles
+
+.PHONY: help install lint format test demo ollama serve dag proto bench ci clean clean-state
