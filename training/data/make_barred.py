@@ -1,13 +1,15 @@
-"""Make `barred.json`: ids of traffic items that share a question or a function with `simple_python` 200-399.
+"""Make `barred.json`: what no traffic and no training set may hold: `simple_python` 200-399 must stay unseen.
 
 Run: python -m training.data.make_barred
 
 The one place that compares with the sealed items. It holds their questions and functions in memory while it
-compares, and writes or prints only the ids of others, and counts.
+compares, and writes or prints only the ids of other items, counts, and SHA-256 fingerprints of the questions
+and function names: by these `training.curate` bars what came from elsewhere than this leaderboard's files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -22,6 +24,11 @@ def normalised(question: list[list[dict[str, str]]]) -> str:
     """A question's text without case, punctuation and blanks, so that only its words count."""
     said = " ".join(turn["content"] for turns in question for turn in turns if turn["role"] == "user")
     return re.sub(r"[\W_]+", "", said.lower())
+
+
+def fingerprint(text: str) -> str:
+    """SHA-256 of a text, in hex: it can be compared with, and not read back."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def barred(
@@ -60,6 +67,10 @@ def main(target: Path = bfcl.BARRED_FILE) -> None:
         "why": "each shares a question or a function name with simple_python 200-399",
         "counts": counts,
         "barred": ids,
+        "fingerprints": {
+            "questions": sorted(map(fingerprint, questions)),
+            "functions": sorted(map(fingerprint, functions)),
+        },
     }
     target.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(counts, indent=1))
