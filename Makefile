@@ -63,6 +63,9 @@ bench: install ## run every benchmark and render docs/benchmarks.md
 
 ci: lint test ## what .ci/run runs
 
+bench-%: install
+	$(BIN)/python -m benchmarks $*
+
 clean: ## remove what was built here (state in var/ and cycles/ stays; make clean-state removes it)
 	rm -rf .venv dist .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
