@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The whole loop, once, on this machine. First only what serving needs, so that the first answer comes soon;
+# the conductor installs the rest (training, validation, Airflow, Ansible, llama.cpp's tools) while traffic plays.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export AGENTLOOP_ENGINE="${1:-embedded}"
+
+"$(scripts/uv.sh)" sync --frozen --inexact --extra demo
+if [[ "$AGENTLOOP_ENGINE" == ollama ]]; then
+  AGENTLOOP_OLLAMA_BIN="$(scripts/ollama.sh | tail -1)"
+  export AGENTLOOP_OLLAMA_BIN
+fi
+export AGENTLOOP_DEMO_INSTALL="make install"
+exec .venv/bin/python -m demo
