@@ -1,0 +1,313 @@
+"""A cycle's directory: which cycle came before, what a step has finished, and what it took.
+
+A step reads files, writes files, and follows one pattern:
+
+    inputs = cycle.inputs_of({"train": dataset}, options)
+    if cycle.done(record, inputs):              # the same inputs made what is there: nothing to do
+        return
+    with cycle.step(directory, "curate", seed=7):   # one at a time; notes duration, memory, versions
+        with cycle.new_directory(output) as building:
+            ...                                 # `output` appears at the end, whole
+            cycle.write_json(building / "record.json", {"inputs": inputs, ...})
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import psutil
+
+NOTHING_TO_DO = 99
+"""Exit code of a step that has nothing to do: Airflow skips what follows."""
+
+MANIFEST = "manifest.json"
+_ID = re.compile(r"\d{8}T\d{6}Z")
+_ID_FORMAT = "%Y%m%dT%H%M%SZ"
+_STEPS = "steps"
+_SAMPLE_SECONDS = 1.0
+
+
+class StepRunningError(RuntimeError):
+    """Another process runs the same step of the same cycle now."""
+
+
+# Which cycles there are.
+
+
+def started_at(cycle_id: str) -> datetime:
+    """The UTC start of the DAG run that a cycle id is.
+
+    Raises:
+        ValueError: if it is not of the form YYYYMMDDTHHMMSSZ.
+    """
+    if not _ID.fullmatch(cycle_id):
+        raise ValueError(f"cycle id is {cycle_id!r}; it must be like 20260131T020000Z")
+    return datetime.strptime(cycle_id, _ID_FORMAT).replace(tzinfo=UTC)
+
+
+def cycle_id(started: datetime) -> str:
+    """The id of the cycle whose DAG run started then; `started` must know its time zone."""
+    return started.astimezone(UTC).strftime(_ID_FORMAT)
+
+
+def judged_before(cycle: Path) -> list[Path]:
+    """Earlier cycles beside `cycle` that have a verdict (gate.json), oldest first."""
+    started_at(cycle.resolve().name)
+    return [
+        other
+        for other in sorted(cycle.resolve().parent.iterdir())
+        if _ID.fullmatch(other.name) and other.name < cycle.resolve().name and (other / "gate.json").is_file()
+    ]
+
+
+# Files that appear whole or not at all.
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: if the file does not hold one JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}; it must hold an object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write one object: keys sorted, indented by 2, on disk before its name appears."""
+    with new_file(path) as building:
+        text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        building.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write to; when the block ends well, what is there becomes `path` by an atomic rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    building = Path(name)
+    try:
+        yield building
+        building.chmod(0o644)
+        _sync(building)
+        building.replace(path)
+        _sync(path.parent)
+    finally:
+        building.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """A directory to fill; when the block ends well it becomes `path`, in place of any that was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    building = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield building
+        building.chmod(0o755)
+        for file in building.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if path.exists():
+            former = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) / "former"
+            path.rename(former)
+            building.rename(path)
+            shutil.rmtree(former.parent)
+        else:
+            building.rename(path)
+        _sync(path.parent)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# What a step has read, and whether its output is of that.
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes in lower-case hex, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def inputs_of(files: Mapping[str, Path], options: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What a step's output depends on: `{"files": {name: sha256}, "options": {...}}`.
+
+    Raises:
+        FileNotFoundError: if one of `files` is not there.
+    """
+    return {
+        "files": {name: sha256(path) for name, path in files.items()},
+        "options": json.loads(json.dumps(options or {}, default=str)),
+    }
+
+
+def done(record: Path, inputs: Mapping[str, Any], outputs: Sequence[Path] = ()) -> bool:
+    """Whether `record` says under "inputs" that it was made of these, and `outputs` are all there."""
+    if not record.is_file() or not all(output.exists() for output in outputs):
+        return False
+    try:
+        return read_json(record).get("inputs") == inputs
+    except ValueError:
+        return False
+
+
+# What a step took.
+
+
+@contextmanager
+def step(cycle: Path, name: str, *, seed: int | None = None, packages: Sequence[str] = ()) -> Iterator[None]:
+    """Run a step: alone, and, if it ends well, with a note in `steps/<name>.json`.
+
+    The note has started_at and ended_at (UTC), seconds, peak_memory_gb (of this process and all its
+    children together, 10^9 bytes, sampled each second), versions (Python, and each of `packages`), seed.
+
+    Raises:
+        StepRunningError: if another process is in the same step of this cycle.
+    """
+    notes = cycle / _STEPS
+    notes.mkdir(parents=True, exist_ok=True)
+    with (notes / f".{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StepRunningError(
+                f"{name} of {cycle.name} is running in another process; wait for it"
+            ) from None
+        started, clock = datetime.now(UTC), monotonic()
+        with _peak_memory() as peak_bytes:
+            yield
+        write_json(
+            notes / f"{name}.json",
+            {
+                "started_at": started.isoformat(),
+                "ended_at": datetime.now(UTC).isoformat(),
+                "seconds": round(monotonic() - clock, 3),
+                "peak_memory_gb": round(peak_bytes() / 1e9, 3),
+                "versions": _versions(packages),
+                "seed": seed,
+            },
+        )
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("agent-loop-service", *packages):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions
+
+
+class _Peak:
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def __call__(self) -> int:
+        """The most bytes seen; never less than the kernel's own record for this process."""
+        return max(self.bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+    def sample(self) -> None:
+        self.bytes = max(self.bytes, _tree_bytes())
+
+
+@contextmanager
+def _peak_memory() -> Iterator[_Peak]:
+    """Watch this process and its children until the block ends."""
+    peak, over = _Peak(), threading.Event()
+
+    def watch() -> None:
+        peak.sample()
+        while not over.wait(_SAMPLE_SECONDS):
+            peak.sample()
+
+    watcher = threading.Thread(target=watch, name="peak-memory", daemon=True)
+    watcher.start()
+    try:
+        yield peak
+        peak.sample()
+    finally:
+        over.set()
+        watcher.join()
+
+
+def _tree_bytes() -> int:
+    """Memory of this process and its children, a page that several share counted once (PSS)."""
+    total = 0
+    own = psutil.Process()
+    for process in (own, *own.children(recursive=True)):
+        try:
+            total += process.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended while we looked
+            continue
+    return total
+
+
+# The end of a cycle.
+
+
+def write_manifest(cycle: Path) -> dict[str, Any]:
+    """Write manifest.json, the last file of a cycle, and return it.
+
+    It holds sha256 and size of every file of the cycle, what each output says it was made of (`inputs`), and
+    every step's duration, peak memory, versions and seed.
+    """
+    files, inputs = {}, {}
+    for path in sorted(cycle.rglob("*")):
+        relative = path.relative_to(cycle)
+        hidden = any(part.startswith(".") for part in relative.parts)
+        if not path.is_file() or hidden or relative.name == MANIFEST:
+            continue
+        files[str(relative)] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        if path.suffix == ".json":
+            made_of = _inputs_in(path)
+            if made_of is not None:
+                inputs[str(relative)] = made_of
+    steps = {path.stem: read_json(path) for path in sorted((cycle / _STEPS).glob("*.json"))}
+    manifest = {
+        "cycle_id": cycle.resolve().name,
+        "written_at": datetime.now(UTC).isoformat(),
+        "files": files,
+        "inputs": inputs,
+        "steps": steps,
+        "seconds": round(sum(each["seconds"] for each in steps.values()), 3),
+        "peak_memory_gb": max((each["peak_memory_gb"] for each in steps.values()), default=0.0),
+    }
+    write_json(cycle / MANIFEST, manifest)
+    return manifest
+
+
+def _inputs_in(path: Path) -> Any:
+    try:
+        return read_json(path).get("inputs")
+    except ValueError:
+        return None
