@@ -182,3 +182,16 @@ class Authenticator(Protocol):
 
     async def authenticate(self, token: str) -> Caller:
         """Raises Unauthenticated."""
+
+
+class Routes(Protocol):
+    """The routes in force, read from memory."""
+
+    def get(self, alias: str) -> Route:
+        """The route of `alias`. Raises NotFound."""
+
+    def all(self) -> list[Route]:
+        """Every route, by alias."""
+
+    async def set(self, route: Route, changed_by: str) -> Route:
+        """Compare-and-set by `route.revision`. Raises Conflict, StoreUnavailable."""

@@ -1,0 +1,238 @@
+"""What can be set, and where each value came from: environment > `.env` > YAML > default.
+
+The YAML file is named by `AGENTLOOP_CONFIG`. A secret may also be a file: `AGENTLOOP_DATABASE_URL_FILE`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+PREFIX = "AGENTLOOP_"
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` (IPv6: `[::1]:50051`).
+
+    Raises:
+        ValueError: if it is not one.
+    """
+    host, separator, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not an address; write host:port, as in 127.0.0.1:50051")
+    return host, int(port)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can reach `host:port`."""
+    host, _ = split_address(address)
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(value: str) -> str:
+    split_address(value)
+    return value
+
+
+def _place(value: Path) -> Path:
+    return value.expanduser().absolute()
+
+
+def _server_id(value: str) -> str:
+    if not value or len(value) > 128 or not value.isprintable():
+        raise ValueError(f"{value!r} is not a server id; write 1 to 128 printable characters")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
+Place = Annotated[Path, AfterValidator(_place)]
+
+
+class Settings(BaseSettings):
+    """Every setting of the server. Paths are absolute once read, from the working folder."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True, env_ignore_empty=True
+    )
+
+    state_dir: Place = Field(
+        default=Path("var"),
+        validate_default=True,
+        description="Models, spool, caches and the local Postgres.",
+    )
+    cycles_dir: Place = Field(
+        default=Path("cycles"), validate_default=True, description="One folder for each cycle of the loop."
+    )
+    model_name: str = Field(
+        default="gemma-3-270m",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="The model that is served.",
+    )
+    base_gguf: Place = Field(
+        default_factory=lambda data: data.get("state_dir", Path("var")) / "models/gemma-3-270m-q4_k_m.gguf",
+        description="The untouched model, installed as <model_name>:base when there is no route yet.",
+    )
+    database_url: SecretStr = Field(
+        default=SecretStr(""), description="Postgres' DSN; empty: a local Postgres in <state_dir>/postgres."
+    )
+    engine: Literal["embedded", "ollama"] = Field(default="embedded", description="What generates tokens.")
+    ollama_url: str = Field(default="", description="A running Ollama; empty: the server starts one itself.")
+    ollama_bin: str = Field(default="ollama", description="The program to start, a path or a name on PATH.")
+    grpc_address: Address = Field(default="127.0.0.1:50051", description="Where gRPC listens; port 0: any.")
+    http_address: Address = Field(default="127.0.0.1:8080", description="Where health and metrics listen.")
+    allow_plaintext: bool = Field(
+        default=False, description="Listen on addresses that other machines reach, without TLS."
+    )
+    context_tokens: int = Field(default=4096, ge=256, le=131072, description="Tokens of one conversation.")
+    parallel: int = Field(default=4, ge=1, le=256, description="Generations at once.")
+    threads: int = Field(
+        default=0, ge=0, le=1024, description="Threads of the embedded engine; 0: all cores."
+    )
+    queue_size: int = Field(default=64, ge=0, le=100_000, description="Requests that may wait for a place.")
+    queue_seconds: float = Field(
+        default=30, gt=0, le=3600, description="How long a request may wait for a place."
+    )
+    default_deadline_seconds: float = Field(
+        default=300, gt=0, le=86400, description="The deadline of a caller that sets none."
+    )
+    grace_seconds: float = Field(
+        default=10, ge=0, le=3600, description="What streams get to end at shutdown."
+    )
+    spool_dir: Place = Field(
+        default_factory=lambda data: data.get("state_dir", Path("var")) / "spool",
+        description="Log records that are not in Postgres yet.",
+    )
+    spool_max_bytes: ByteSize = Field(
+        default=ByteSize(1024**3),
+        ge=1024**2,
+        description="A spool of this size refuses new work; 1GiB, 500MB …",
+    )
+    server_id: Annotated[str, AfterValidator(_server_id)] = Field(
+        default_factory=socket.gethostname, description="This server's name in the log; unique, and kept."
+    )
+    cache_seconds: float = Field(
+        default=2, gt=0, le=5, description="How old tokens and routes may be; a revocation acts within 5 s."
+    )
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: str(v).upper())
+    ] = Field(default="INFO", description="The least severe log line that is written.")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """What is given in code (tests), then environment, secret files, `.env`, YAML."""
+        del file_secret_settings
+        return (
+            init_settings,
+            env_settings,
+            SecretFiles(settings_cls),
+            dotenv_settings,
+            YamlFile(settings_cls),
+        )
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """Secrets named by `AGENTLOOP_<SECRET>_FILE`, without the file's last line end."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The file's content if `field` is a secret and its variable is set."""
+        variable = f"{PREFIX}{field_name.upper()}_FILE"
+        path = os.environ.get(variable)
+        if field.annotation is not SecretStr or not path:
+            return None, field_name, False
+        if os.environ.get(variable.removesuffix("_FILE")):
+            raise ValueError(f"both {variable.removesuffix('_FILE')} and {variable} are set; set one")
+        try:
+            return Path(path).read_text(encoding="utf-8").rstrip("\r\n"), field_name, False
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{variable} names {path}, which cannot be read: {error}") from error
+
+    def __call__(self) -> dict[str, Any]:
+        """Every secret that is a file."""
+        found = {
+            name: self.get_field_value(field, name)[0]
+            for name, field in self.settings_cls.model_fields.items()
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class YamlFile(PydanticBaseSettingsSource):
+    """The YAML file that `AGENTLOOP_CONFIG` names; a key that is no setting is an error."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """The file's value of one setting."""
+        del field
+        return self().get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Every setting in the file."""
+        path = os.environ.get(f"{PREFIX}CONFIG")
+        if not path:
+            return {}
+        try:
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{PREFIX}CONFIG names {path}, which cannot be read: {error}") from error
+        if values is None:
+            return {}
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{path} is not a list of settings; write lines such as `parallel: 4`")
+        unknown = sorted(str(key) for key in values if key not in self.settings_cls.model_fields)
+        if unknown:
+            raise ValueError(f"{path} sets {', '.join(unknown)}, which is no setting; see `config`")
+        return dict(values)
+
+
+def origins(settings: Settings) -> dict[str, str]:
+    """For each setting where its value came from: `environment`, `file`, `.env`, `yaml` or `default`."""
+    kind = type(settings)
+    sources: list[tuple[str, PydanticBaseSettingsSource]] = [
+        ("environment", EnvSettingsSource(kind)),
+        ("file", SecretFiles(kind)),
+        (".env", DotEnvSettingsSource(kind)),
+        ("yaml", YamlFile(kind)),
+    ]
+    values = [(name, source()) for name, source in sources]
+    return {
+        field: next((name for name, found in values if field in found), "default")
+        for field in kind.model_fields
+    }
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each setting that is wrong; a secret's value is not quoted."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"])
+        field = Settings.model_fields.get(name)
+        secret = field is not None and field.annotation is SecretStr
+        value = "" if secret else f" is {problem.get('input')!r}"
+        lines.append(f"{PREFIX}{name.upper()}{value}: {problem['msg'].removeprefix('Value error, ')}")
+    return "\n".join(lines)

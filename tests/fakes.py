@@ -1,0 +1,388 @@
+"""Handwritten stand-ins for every port. They keep what they were asked, and fail when they are told to."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from grpc_server.domain.errors import (
+    AlreadyExists,
+    Conflict,
+    EngineUnavailable,
+    NotFound,
+    Precondition,
+    SpoolFull,
+    StoreUnavailable,
+    Unauthenticated,
+)
+from grpc_server.domain.ports import Finished, Generation, Piece, SpoolState, TokenRecord
+from grpc_server.domain.types import (
+    Caller,
+    Feedback,
+    FinishReason,
+    InferenceEnded,
+    InferenceStarted,
+    LogRecord,
+    ModelVersion,
+    Route,
+    Scope,
+    Target,
+    TargetRole,
+    Usage,
+)
+
+BASE = "gemma-3-270m:base"
+
+
+class FakeClock:
+    """A clock that moves only when told to: `now()` in UTC, `monotonic()` in seconds."""
+
+    def __init__(self, start: datetime = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)) -> None:
+        self.time = start
+        self.seconds = 1000.0
+
+    def now(self) -> datetime:
+        return self.time
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def advance(self, seconds: float) -> None:
+        self.time += timedelta(seconds=seconds)
+        self.seconds += seconds
+
+
+class FakeEngine:
+    """Streams `reply(generation)`, a piece a token; keeps every generation in `asked`.
+
+    `hold` (an event) keeps each stream waiting before its piece number `hold_at`; `fail` is raised there
+    instead of, or after, waiting. `running` is how many streams are open, `stopped` those closed early.
+    """
+
+    def __init__(
+        self,
+        reply: Sequence[str] | Callable[[Generation], Sequence[str]] = ("Hello", ", ", "world", "!"),
+        *,
+        name: str = "embedded",
+        parallel: int = 4,
+        models: Iterable[str] = (BASE,),
+        finish_reason: FinishReason = FinishReason.STOP,
+        fail: BaseException | None = None,
+        hold: asyncio.Event | None = None,
+        hold_at: int = 0,
+        down: bool = False,
+    ) -> None:
+        self.name = name
+        self.parallel = parallel
+        self.reply = reply
+        self.finish_reason = finish_reason
+        self.fail = fail
+        self.hold = hold
+        self.hold_at = hold_at
+        self.down = down
+        self.models = {model: ModelVersion(model, "0" * 64, 1, loaded=True) for model in models}
+        self.asked: list[Generation] = []
+        self.embedded: list[tuple[str, tuple[str, ...]]] = []
+        self.running = 0
+        self.stopped: list[Generation] = []
+        self.streaming = asyncio.Event()
+        self.closed = False
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
+        self.asked.append(generation)
+        self._look_up(generation.model_version)
+        pieces, reason = self._cut(generation)
+        self.running += 1
+        ended = False
+        try:
+            for index, piece in enumerate(pieces):
+                await self._point(index)
+                yield Piece(piece)
+            await self._point(len(pieces))
+            ended = True
+            yield Finished(reason, Usage(len(generation.prompt.split()), len(pieces)))
+        finally:
+            self.running -= 1
+            if not ended:
+                self.stopped.append(generation)
+
+    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
+        self._look_up(model_version)
+        self.embedded.append((model_version, tuple(texts)))
+        return [[byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:8]] for text in texts]
+
+    async def list_models(self) -> list[ModelVersion]:
+        await self.check()
+        return [self.models[name] for name in sorted(self.models)]
+
+    async def load(self, model_version: str) -> None:
+        self._look_up(model_version)
+        self.models[model_version] = replace(self.models[model_version], loaded=True)
+
+    async def unload(self, model_version: str) -> None:
+        self._look_up(model_version)
+        self.models[model_version] = replace(self.models[model_version], loaded=False)
+
+    async def install(self, name: str, path: Path, sha256: str) -> bool:
+        await self.check()
+        try:
+            content = await asyncio.to_thread(path.read_bytes)
+        except OSError as error:
+            raise Precondition(f"{path} cannot be read: {error.strerror}") from error
+        found = hashlib.sha256(content).hexdigest()
+        if found != sha256:
+            raise Precondition(f"{path} has sha256 {found}, not {sha256}")
+        if not content.startswith(b"GGUF"):
+            raise Precondition(f"{path} is not a GGUF")
+        if name in self.models:
+            if self.models[name].sha256 != sha256:
+                raise AlreadyExists(f"{name} is installed with other bytes")
+            return False
+        self.models[name] = ModelVersion(name, sha256, len(content))
+        return True
+
+    async def remove(self, name: str) -> bool:
+        await self.check()
+        return self.models.pop(name, None) is not None
+
+    async def check(self) -> None:
+        if self.down:
+            raise EngineUnavailable("the engine is down")
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def _look_up(self, model_version: str) -> None:
+        if self.down:
+            raise EngineUnavailable("the engine is down")
+        if model_version not in self.models:
+            raise NotFound(f"no model version {model_version} is installed")
+
+    def _cut(self, generation: Generation) -> tuple[list[str], FinishReason]:
+        pieces = list(self.reply(generation) if callable(self.reply) else self.reply)
+        text = "".join(pieces)
+        ends = [text.find(stop) for stop in (*generation.stop, *generation.sampling.stop) if stop in text]
+        reason = self.finish_reason
+        if ends:
+            pieces, reason = [text[: min(ends)]] if min(ends) else [], FinishReason.STOP
+        if len(pieces) > generation.sampling.max_tokens:
+            pieces, reason = pieces[: generation.sampling.max_tokens], FinishReason.LENGTH
+        return pieces, reason
+
+    async def _point(self, index: int) -> None:
+        if index != self.hold_at:
+            return
+        self.streaming.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.fail is not None:
+            raise self.fail
+
+
+class FakeSpool:
+    """Keeps records in a list. `full` refuses starts and feedback, `broken` is raised by every append.
+
+    `hold` (an event) keeps each append waiting, as a slow disk does.
+    """
+
+    def __init__(self, *, full: bool = False, max_bytes: int = 1024**3) -> None:
+        self.records: list[LogRecord] = []
+        self.full = full
+        self.broken: Exception | None = None
+        self.hold: asyncio.Event | None = None
+        self.max_bytes = max_bytes
+        self.committed = 0
+        self.closed = False
+        self.opened = False
+
+    async def open(self) -> None:
+        self.opened = True
+
+    async def append(self, record: LogRecord) -> None:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.broken is not None:
+            raise self.broken
+        if self.full and isinstance(record, InferenceStarted | Feedback):
+            raise SpoolFull("the spool is full; try again when Postgres has taken some of it")
+        self.records.append(record)
+
+    def state(self) -> SpoolState:
+        waiting = len(self.records) - self.committed
+        return SpoolState(
+            waiting, self.max_bytes if self.full else waiting, float(waiting > 0), self.max_bytes
+        )
+
+    async def read_batch(self, limit: int) -> list[tuple[int, LogRecord]]:
+        waiting = self.records[self.committed : self.committed + limit]
+        return list(enumerate(waiting, start=self.committed + 1))
+
+    async def commit(self, position: int) -> None:
+        self.committed = position
+
+    async def close(self) -> None:
+        self.closed = True
+
+    @property
+    def starts(self) -> list[InferenceStarted]:
+        return [record for record in self.records if isinstance(record, InferenceStarted)]
+
+    @property
+    def ends(self) -> list[InferenceEnded]:
+        return [record for record in self.records if isinstance(record, InferenceEnded)]
+
+    @property
+    def feedback(self) -> list[Feedback]:
+        return [record for record in self.records if isinstance(record, Feedback)]
+
+
+class FakeLogStore:
+    """Keeps stored records by what identifies them, so that storing twice changes nothing.
+
+    `down` makes every call raise StoreUnavailable; a record for which `poison` is true is never taken.
+    """
+
+    def __init__(
+        self, *, down: bool = False, poison: Callable[[LogRecord], bool] = lambda record: False
+    ) -> None:
+        self.down = down
+        self.poison = poison
+        self.batches: list[list[LogRecord]] = []
+        self.rows: dict[tuple[str, object], LogRecord] = {}
+
+    async def store(self, records: Sequence[LogRecord]) -> None:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
+        for record in records:
+            if self.poison(record):
+                raise ValueError("this record will never be taken")
+        self.batches.append(list(records))
+        for record in records:
+            identity = getattr(record, "id", None) or repr(record)
+            self.rows.setdefault((type(record).__name__, identity), record)
+
+    async def check(self) -> None:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
+
+
+class FakeTokenStore:
+    """Tokens in a dict."""
+
+    def __init__(self, tokens: Iterable[TokenRecord] = (), *, down: bool = False) -> None:
+        self.tokens = {token.key_id: token for token in tokens}
+        self.down = down
+        self.reads = 0
+
+    async def all_tokens(self) -> list[TokenRecord]:
+        self._up()
+        self.reads += 1
+        return list(self.tokens.values())
+
+    async def create(self, token: TokenRecord) -> None:
+        self._up()
+        if token.key_id in self.tokens:
+            raise AlreadyExists(f"key id {token.key_id} is taken")
+        self.tokens[token.key_id] = token
+
+    async def revoke(self, key_id: str, at: datetime) -> bool:
+        self._up()
+        token = self.tokens.get(key_id)
+        if token is None or token.revoked_at is not None:
+            return False
+        self.tokens[key_id] = replace(token, revoked_at=at)
+        return True
+
+    def _up(self) -> None:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
+
+
+def route_to(model_version: str = BASE, *, alias: str = "default", revision: int = 1) -> Route:
+    """A route that leads wholly to one version."""
+    return Route(alias, revision, (Target(model_version, TargetRole.STABLE, 100),))
+
+
+class FakeRouteStore:
+    """Routes in a dict, each change kept in `changes` as (route, changed_by)."""
+
+    def __init__(self, routes: Iterable[Route] = (), *, down: bool = False) -> None:
+        self.routes = {route.alias: route for route in routes}
+        self.down = down
+        self.changes: list[tuple[Route, str]] = []
+
+    async def all_routes(self) -> list[Route]:
+        self._up()
+        return [self.routes[alias] for alias in sorted(self.routes)]
+
+    async def set_route(self, route: Route, changed_by: str) -> Route:
+        self._up()
+        before = self.routes.get(route.alias)
+        revision = 0 if before is None else before.revision
+        if route.revision != revision:
+            raise Conflict(
+                f"route {route.alias} is at revision {revision}, not {route.revision}; read it again"
+            )
+        after = replace(route, revision=revision + 1)
+        self.routes[route.alias] = after
+        self.changes.append((after, changed_by))
+        return after
+
+    def _up(self) -> None:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
+
+
+class FakeRoutes:
+    """The routes in force, straight from a FakeRouteStore."""
+
+    def __init__(self, store: FakeRouteStore | None = None) -> None:
+        self.store = store or FakeRouteStore([route_to()])
+
+    def get(self, alias: str) -> Route:
+        try:
+            return self.store.routes[alias]
+        except KeyError:
+            raise NotFound(f"there is no alias {alias}") from None
+
+    def all(self) -> list[Route]:
+        return [self.store.routes[alias] for alias in sorted(self.store.routes)]
+
+    async def set(self, route: Route, changed_by: str) -> Route:
+        return await self.store.set_route(route, changed_by)
+
+    async def start(self) -> None:
+        await self.store.all_routes()
+
+    async def close(self) -> None:
+        return None
+
+
+ALL_SCOPES = frozenset(Scope)
+
+
+class FakeAuthenticator:
+    """Knows the tokens of `callers`; keeps what it was asked in `asked`."""
+
+    def __init__(self, callers: dict[str, Caller] | None = None) -> None:
+        self.callers = (
+            callers if callers is not None else {"al_admin_token": Caller("admin", "admin", ALL_SCOPES)}
+        )
+        self.asked: list[str] = []
+
+    async def authenticate(self, token: str) -> Caller:
+        self.asked.append(token)
+        try:
+            return self.callers[token]
+        except KeyError:
+            raise Unauthenticated from None
+
+    async def start(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        return None
