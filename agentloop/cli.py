@@ -1,0 +1,223 @@
+"""`agent-loop`: the service's command line, for callers, operators and scripts."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from agentloop import cli_models, cli_route
+from agentloop.cli_session import EXIT_CODES, FAILED, JsonOption, Session, print_json, printable, session
+from agentloop.types import ChatEvent, Completed, Message, Sampling, Started, TextDelta, Tool, ToolCall
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Ask the agent-loop service, tell it what was right, and move its models and routes.",
+    epilog=EXIT_CODES,
+    pretty_exceptions_show_locals=False,
+)
+app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_route.app, name="route")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("agentloop"))
+        raise typer.Exit
+
+
+@app.callback()
+def connect(
+    context: typer.Context,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            envvar="AGENTLOOP_SERVER",
+            help="host:port (TLS, unless it is this host), grpc://… (plaintext) or grpcs://….",
+        ),
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="The token; better in AGENTLOOP_TOKEN, where `ps` does not show it.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file that holds the token [env: AGENTLOOP_TOKEN_FILE].")
+    ] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(envvar="AGENTLOOP_CA_FILE", help="PEM of the CA that signed the server.")
+    ] = None,
+    _version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Take the options that all commands share."""
+    context.obj = Session(server, token, token_file, ca_file)
+
+
+@app.command()
+def infer(
+    context: typer.Context,
+    prompt: Annotated[str, typer.Argument(help="What to ask; `-`, or nothing: standard input.")] = "-",
+    system: Annotated[str, typer.Option(help="Instructions that come before it.")] = "",
+    tools: Annotated[
+        Path | None,
+        typer.Option(help="JSON list of tools: name, description, parameters (OpenAI's form too)."),
+    ] = None,
+    tool_choice: Annotated[
+        Literal["auto", "none", "required"], typer.Option(help="Whether a tool is called.")
+    ] = "auto",
+    schema: Annotated[Path | None, typer.Option(help="JSON Schema that the answer is held to.")] = None,
+    alias: Annotated[str, typer.Option(help="The name of the model to ask.")] = "default",
+    model_version: Annotated[str, typer.Option(help="One model version; needs the scope admin.")] = "",
+    session_id: Annotated[str, typer.Option("--session", help="The conversation this belongs to.")] = "",
+    temperature: Annotated[float | None, typer.Option(help="0 (greedy) to 2.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Above 0 to 1.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="1 to 1000.", min=0)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="1 to 8192.", min=0)] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same answer, at temperature 0.", min=0)] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds.", min=0.001)] = 300,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+) -> None:
+    """Ask, and stream the answer. Standard error names the inference, for `agent-loop feedback`."""
+    text = sys.stdin.read() if prompt == "-" else prompt
+    messages = [Message("system", system)] if system else []
+    messages.append(Message("user", text))
+    sampling = Sampling(temperature, top_p, top_k, max_tokens, seed, tuple(stop or ()))
+    offered = _tools(tools) if tools else ()
+    form = _json_file(schema, dict) if schema else None
+    with session(context).client(as_json=as_json) as client:
+        events = client.chat(
+            messages,
+            tools=offered,
+            tool_choice=tool_choice,
+            sampling=sampling,
+            json_schema=form,
+            alias=alias,
+            model_version=model_version,
+            session_id=session_id,
+            timeout_s=timeout,
+        )
+        _print_events(events, as_json)
+
+
+@app.command()
+def feedback(
+    context: typer.Context,
+    inference_id: Annotated[str, typer.Argument(help="The inference that is meant.")],
+    good: Annotated[bool | None, typer.Option("--good/--bad", help="Whether it was right.")] = None,
+    score: Annotated[float | None, typer.Option(help="0 to 1.")] = None,
+    comment: Annotated[str | None, typer.Option(help="Free text.")] = None,
+    demonstration: Annotated[
+        Path | None,
+        typer.Option(
+            allow_dash=True,
+            help="JSON of the right answer: {content}, or a tool call's {name, arguments}; `-`: standard input.",
+        ),
+    ] = None,
+    feedback_id: Annotated[str, typer.Option("--id", help="UUID that makes a repetition safe.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Say of an answer that it was good or bad, or what it should have been: exactly one of these."""
+    with session(context).client(as_json=as_json) as client:
+        submitted = client.submit_feedback(
+            inference_id,
+            boolean=good,
+            score=score,
+            comment=comment,
+            demonstration=_demonstration(demonstration) if demonstration else None,
+            feedback_id=feedback_id,
+        )
+    if as_json:
+        print_json({"feedback_id": submitted, "inference_id": inference_id})
+    else:
+        typer.echo(submitted)
+
+
+@app.command()
+def health(
+    context: typer.Context,
+    service: Annotated[str, typer.Argument(help="Full name of a gRPC service; none: the whole server.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds.", min=0.001)] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask whether the server serves: exit code 0 only if it does. Needs no token."""
+    with session(context).client(as_json=as_json) as client:
+        status = client.health(service, timeout_s=timeout)
+    if as_json:
+        print_json({"service": service, "status": status})
+    else:
+        typer.echo(status)
+    if status != "SERVING":
+        raise typer.Exit(FAILED)
+
+
+def _print_events(events: Iterable[ChatEvent], as_json: bool) -> None:
+    """Text as it comes; a tool call as a line of JSON; what is about the answer on stderr."""
+    terminal = sys.stdout.isatty()
+    inference = ""
+    for event in events:
+        if as_json:
+            print_json(_plain(event))
+            continue
+        match event:
+            case Started():
+                inference = f"inference {event.inference_id} by {event.model_version}"
+                typer.echo(inference, err=True)
+            case TextDelta():
+                typer.echo(printable(event.text, terminal), nl=False)
+            case ToolCall():
+                call = json.dumps(asdict(event), ensure_ascii=False)
+                typer.echo(printable(call, terminal), nl=False)
+            case Completed():
+                typer.echo()
+                typer.echo(
+                    f"{event.finish_reason}: {event.input_tokens} tokens read, {event.output_tokens} written,"
+                    f" first after {event.ttft_ms:.0f} ms, all after {event.total_ms:.0f} ms",
+                    err=True,
+                )
+
+
+def _plain(event: ChatEvent) -> dict[str, Any]:
+    names = {Started: "started", TextDelta: "text", ToolCall: "tool_call", Completed: "completed"}
+    return {"event": names[type(event)], **asdict(event)}
+
+
+def _tools(path: Path) -> list[Tool]:
+    tools = []
+    for number, entry in enumerate(_json_file(path, list)):
+        declared = entry.get("function", entry) if isinstance(entry, dict) else None
+        if not isinstance(declared, dict) or not isinstance(declared.get("name"), str):
+            raise typer.BadParameter(f"tool {number} of {path} has no name", param_hint="--tools")
+        parameters = declared.get("parameters") or {"type": "object", "properties": {}}
+        tools.append(Tool(declared["name"], declared.get("description", ""), parameters))
+    return tools
+
+
+def _demonstration(path: Path) -> Message:
+    value = _json_file(path, dict)
+    if "name" in value and isinstance(value.get("arguments"), dict):
+        return Message("assistant", tool_calls=(ToolCall(value["name"], value["arguments"]),))
+    if isinstance(value.get("content"), str):
+        return Message("assistant", value["content"])
+    raise typer.BadParameter(
+        f"{path} holds neither {{content}} nor {{name, arguments}}", param_hint="--demonstration"
+    )
+
+
+def _json_file(path: Path, kind: type) -> Any:
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+        value = json.loads(text)
+    except OSError as error:
+        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, kind):
+        raise typer.BadParameter(f"{path} holds no JSON {'list' if kind is list else 'object'}")
+    return value

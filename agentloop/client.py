@@ -1,0 +1,237 @@
+"""The asynchronous client.
+
+    async with AsyncClient("127.0.0.1:50051", token="al_…") as client:
+        async for event in client.chat("What is the weather in Oslo?", tools=[weather]):
+            ...
+
+Every call has a deadline. A call that found no server is tried again where a second try can do no harm:
+reads, installing (the name and the bytes say what is meant), feedback (its id is drawn here), and a chat of
+which no event has arrived yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from agentloop import wire
+from agentloop.connection import connection
+from agentloop.errors import IncompleteStream, from_grpc
+from agentloop.retry import Attempts
+from agentloop.types import (
+    Answer,
+    ChatEvent,
+    Completed,
+    JsonObject,
+    Message,
+    ModelVersion,
+    Route,
+    Sampling,
+    Started,
+    Target,
+    Tool,
+    ToolChoice,
+)
+from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+CHAT_TIMEOUT_S = 300.0
+CALL_TIMEOUT_S = 30.0
+INSTALL_TIMEOUT_S = 1800.0
+
+
+class AsyncClient:
+    """Calls the service. Use it as an async context manager, or `await close()` when done."""
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        token_file: str | Path | None = None,
+        ca_file: str | Path | None = None,
+    ) -> None:
+        """Connect lazily; what is None is read from the environment (see `connection`).
+
+        Raises:
+            ConfigurationError: if the address, the token or a file is wrong.
+        """
+        self._connection = connection(server, token, token_file, ca_file)
+        self._channel = self._connection.open_async()
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        await self._channel.close(None)
+
+    async def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice = "auto",
+        sampling: Sampling | None = None,
+        json_schema: JsonObject | None = None,
+        alias: str = "",
+        model_version: str = "",
+        session_id: str = "",
+        timeout_s: float = CHAT_TIMEOUT_S,
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """Stream one answer: Started, then TextDelta and ToolCall, then Completed.
+
+        Closing the generator cancels the call, and the server stops generating.
+
+        Raises:
+            RpcError: the status, with the inference's id once Started has arrived.
+            IncompleteStream: if the stream ends without Completed.
+        """
+        request = wire.chat_request(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            sampling=sampling or Sampling(),
+            json_schema=json_schema,
+            alias=alias,
+            model_version=model_version,
+            session_id=session_id,
+        )
+        attempts = Attempts.within(timeout_s)
+        while True:
+            try:
+                async with aclosing(self._stream(request, attempts)) as events:
+                    async for event in events:
+                        yield event
+                return
+            except grpc.aio.AioRpcError as error:
+                delay = attempts.delay_after(error)
+                if delay is None:
+                    raise from_grpc(error) from error
+            await asyncio.sleep(delay)
+
+    async def _stream(
+        self, request: inference_pb2.ChatRequest, attempts: Attempts
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """One try. Raises AioRpcError only before its first event: after it, the error is final."""
+        call = self._inference.Chat(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
+        inference_id = ""
+        begun = completed = False
+        try:
+            async for response in call:
+                begun = True
+                event = wire.event_from_proto(response)
+                if isinstance(event, Started):
+                    inference_id = event.inference_id
+                completed = completed or isinstance(event, Completed)
+                if event is not None:
+                    yield event
+        except grpc.aio.AioRpcError as error:
+            if begun:
+                raise from_grpc(error, inference_id) from error
+            raise
+        finally:
+            call.cancel()
+        if not completed:
+            raise IncompleteStream(f"the stream of inference {inference_id!r} ended without its last event")
+
+    async def ask(self, messages: str | Sequence[Message], **options: Any) -> Answer:
+        """The whole answer; options and errors are those of `chat`."""
+        async with aclosing(self.chat(messages, **options)) as events:
+            return wire.collect([event async for event in events])
+
+    async def submit_feedback(
+        self,
+        inference_id: str,
+        *,
+        boolean: bool | None = None,
+        score: float | None = None,
+        comment: str | None = None,
+        demonstration: Message | None = None,
+        feedback_id: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> str:
+        """Send one feedback and return its id; on return it is on the server's disk."""
+        request = wire.feedback_request(
+            inference_id,
+            feedback_id or str(uuid.uuid4()),
+            boolean=boolean,
+            score=score,
+            comment=comment,
+            demonstration=demonstration,
+        )
+        return (await self._call(self._feedback.Submit, request, timeout_s)).feedback_id
+
+    async def list_models(self, *, timeout_s: float = CALL_TIMEOUT_S) -> list[ModelVersion]:
+        """The installed model versions, by name."""
+        response = await self._call(self._models.ListModels, model_pb2.ListModelsRequest(), timeout_s)
+        return [wire.model_from_proto(model) for model in response.models]
+
+    async def install_model(
+        self, name: str, path: str | Path, sha256: str, *, timeout_s: float = INSTALL_TIMEOUT_S
+    ) -> tuple[ModelVersion, bool]:
+        """Install a GGUF that lies on the server's host; the version, and whether anything changed."""
+        request = model_pb2.InstallModelRequest(name=name, path=str(path), sha256=sha256)
+        response = await self._call(self._models.InstallModel, request, timeout_s)
+        return wire.model_from_proto(response.model), response.changed
+
+    async def remove_model(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> bool:
+        """Delete a model version that no route names; whether there was one."""
+        request = model_pb2.RemoveModelRequest(name=name)
+        return (await self._call(self._models.RemoveModel, request, timeout_s, safe=False)).changed
+
+    async def get_route(self, alias: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> Route:
+        """The route in force; of the alias `default` if none is named."""
+        request = model_pb2.GetRouteRequest(alias=alias)
+        return wire.route_from_proto((await self._call(self._models.GetRoute, request, timeout_s)).route)
+
+    async def set_route(
+        self, alias: str, targets: Sequence[Target], revision: int, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Route:
+        """Replace the route of that revision. Raises Conflict if it has moved on meanwhile."""
+        request = model_pb2.SetRouteRequest(route=wire.route_to_proto(alias, targets, revision))
+        response = await self._call(self._models.SetRoute, request, timeout_s, safe=False)
+        return wire.route_from_proto(response.route)
+
+    async def health(self, service: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> str:
+        """`SERVING`, `NOT_SERVING` … by grpc.health.v1; needs no token. Raises NotFound: no such service."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = await self._call(self._health.Check, request, timeout_s)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+    async def _call(
+        self,
+        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float,
+        *,
+        safe: bool = True,
+    ) -> Response:
+        attempts = Attempts.within(timeout_s, safe=safe)
+        while True:
+            try:
+                return await method(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
+            except grpc.aio.AioRpcError as error:
+                delay = attempts.delay_after(error)
+                if delay is None:
+                    raise from_grpc(error) from error
+            await asyncio.sleep(delay)

@@ -1,0 +1,43 @@
+"""When to try again, and how long to wait before it."""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+
+import grpc
+
+ATTEMPTS = 5
+FIRST_DELAY_S = 0.1
+LONGEST_DELAY_S = 2.0
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The tries of one call within its deadline: exponential delays with full jitter.
+
+    Full jitter: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    """
+
+    deadline: float  # of time.monotonic()
+    safe: bool = True
+    made: int = 0
+
+    @classmethod
+    def within(cls, timeout_s: float, *, safe: bool = True) -> Attempts:
+        """Tries until `timeout_s` seconds from now; only one if a second is not `safe`."""
+        return cls(time.monotonic() + timeout_s, safe)
+
+    @property
+    def remaining_s(self) -> float:
+        """Seconds to the deadline, never below zero."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def delay_after(self, error: grpc.RpcError) -> float | None:
+        """Seconds to wait before the next try, or None: give up. Only UNAVAILABLE is tried again."""
+        self.made += 1
+        if not self.safe or self.made >= ATTEMPTS or error.code() is not grpc.StatusCode.UNAVAILABLE:
+            return None
+        delay = random.uniform(0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2**self.made))  # noqa: S311 (no secret)
+        return delay if delay < self.remaining_s else None

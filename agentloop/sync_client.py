@@ -1,0 +1,210 @@
+"""The synchronous client: `AsyncClient` for scripts that have no event loop. Same calls, same rules."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from agentloop import wire
+from agentloop.client import CALL_TIMEOUT_S, CHAT_TIMEOUT_S, INSTALL_TIMEOUT_S
+from agentloop.connection import connection
+from agentloop.errors import IncompleteStream, from_grpc
+from agentloop.retry import Attempts
+from agentloop.types import (
+    Answer,
+    ChatEvent,
+    Completed,
+    JsonObject,
+    Message,
+    ModelVersion,
+    Route,
+    Sampling,
+    Started,
+    Target,
+    Tool,
+    ToolChoice,
+)
+from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+
+Request = TypeVar("Request")
+Response = TypeVar("Response")
+
+
+class Client:
+    """Calls the service and waits. Use it as a context manager, or `close()` when done."""
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        token_file: str | Path | None = None,
+        ca_file: str | Path | None = None,
+    ) -> None:
+        """As `AsyncClient`."""
+        self._connection = connection(server, token, token_file, ca_file)
+        self._channel = self._connection.open()
+        self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
+        self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._health = health_pb2_grpc.HealthStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._channel.close()
+
+    def chat(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice = "auto",
+        sampling: Sampling | None = None,
+        json_schema: JsonObject | None = None,
+        alias: str = "",
+        model_version: str = "",
+        session_id: str = "",
+        timeout_s: float = CHAT_TIMEOUT_S,
+    ) -> Generator[ChatEvent, None, None]:
+        """As `AsyncClient.chat`."""
+        request = wire.chat_request(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            sampling=sampling or Sampling(),
+            json_schema=json_schema,
+            alias=alias,
+            model_version=model_version,
+            session_id=session_id,
+        )
+        attempts = Attempts.within(timeout_s)
+        while True:
+            try:
+                yield from self._stream(request, attempts)
+                return
+            except grpc.RpcError as error:
+                delay = attempts.delay_after(error)
+                if delay is None:
+                    raise from_grpc(error) from error
+            time.sleep(delay)
+
+    def _stream(
+        self, request: inference_pb2.ChatRequest, attempts: Attempts
+    ) -> Generator[ChatEvent, None, None]:
+        """One try. Raises grpc.RpcError only before its first event: after it, the error is final."""
+        call = self._inference.Chat(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
+        inference_id = ""
+        begun = completed = False
+        try:
+            for response in call:
+                begun = True
+                event = wire.event_from_proto(response)
+                if isinstance(event, Started):
+                    inference_id = event.inference_id
+                completed = completed or isinstance(event, Completed)
+                if event is not None:
+                    yield event
+        except grpc.RpcError as error:
+            if begun:
+                raise from_grpc(error, inference_id) from error
+            raise
+        finally:
+            call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leaves it untyped
+        if not completed:
+            raise IncompleteStream(f"the stream of inference {inference_id!r} ended without its last event")
+
+    def ask(self, messages: str | Sequence[Message], **options: Any) -> Answer:
+        """As `AsyncClient.ask`."""
+        return wire.collect(self.chat(messages, **options))
+
+    def submit_feedback(
+        self,
+        inference_id: str,
+        *,
+        boolean: bool | None = None,
+        score: float | None = None,
+        comment: str | None = None,
+        demonstration: Message | None = None,
+        feedback_id: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> str:
+        """As `AsyncClient.submit_feedback`."""
+        request = wire.feedback_request(
+            inference_id,
+            feedback_id or str(uuid.uuid4()),
+            boolean=boolean,
+            score=score,
+            comment=comment,
+            demonstration=demonstration,
+        )
+        return self._call(self._feedback.Submit, request, timeout_s).feedback_id
+
+    def list_models(self, *, timeout_s: float = CALL_TIMEOUT_S) -> list[ModelVersion]:
+        """As `AsyncClient.list_models`."""
+        response = self._call(self._models.ListModels, model_pb2.ListModelsRequest(), timeout_s)
+        return [wire.model_from_proto(model) for model in response.models]
+
+    def install_model(
+        self, name: str, path: str | Path, sha256: str, *, timeout_s: float = INSTALL_TIMEOUT_S
+    ) -> tuple[ModelVersion, bool]:
+        """As `AsyncClient.install_model`."""
+        request = model_pb2.InstallModelRequest(name=name, path=str(path), sha256=sha256)
+        response = self._call(self._models.InstallModel, request, timeout_s)
+        return wire.model_from_proto(response.model), response.changed
+
+    def remove_model(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> bool:
+        """As `AsyncClient.remove_model`."""
+        request = model_pb2.RemoveModelRequest(name=name)
+        return self._call(self._models.RemoveModel, request, timeout_s, safe=False).changed
+
+    def get_route(self, alias: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> Route:
+        """As `AsyncClient.get_route`."""
+        request = model_pb2.GetRouteRequest(alias=alias)
+        return wire.route_from_proto(self._call(self._models.GetRoute, request, timeout_s).route)
+
+    def set_route(
+        self, alias: str, targets: Sequence[Target], revision: int, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> Route:
+        """As `AsyncClient.set_route`."""
+        request = model_pb2.SetRouteRequest(route=wire.route_to_proto(alias, targets, revision))
+        response = self._call(self._models.SetRoute, request, timeout_s, safe=False)
+        return wire.route_from_proto(response.route)
+
+    def health(self, service: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> str:
+        """As `AsyncClient.health`."""
+        request = health_pb2.HealthCheckRequest(service=service)
+        response = self._call(self._health.Check, request, timeout_s)
+        return str(health_pb2.HealthCheckResponse.ServingStatus.Name(response.status))
+
+    def _call(
+        self,
+        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        request: Request,
+        timeout_s: float,
+        *,
+        safe: bool = True,
+    ) -> Response:
+        attempts = Attempts.within(timeout_s, safe=safe)
+        while True:
+            try:
+                return method(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
+            except grpc.RpcError as error:
+                delay = attempts.delay_after(error)
+                if delay is None:
+                    raise from_grpc(error) from error
+            time.sleep(delay)

@@ -1,0 +1,129 @@
+"""What goes into the client and comes out of it: small, frozen, free of protobuf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+JsonObject = Mapping[str, Any]
+Role = Literal["system", "user", "assistant", "tool"]
+ToolChoice = Literal["auto", "none", "required"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+TargetRole = Literal["stable", "canary", "shadow"]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of one of the request's tools."""
+
+    name: str
+    arguments: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn. `tool_calls` only from the assistant; `tool_name` only from a tool: which one answers."""
+
+    role: Role
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A tool that the model may call; `parameters` is a JSON Schema of type object."""
+
+    name: str
+    description: str
+    parameters: JsonObject
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn; what is None takes the server's default. Temperature 0 is greedy."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+
+# What a chat streams, in this order: one Started, any TextDelta and ToolCall, one Completed.
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The request is accepted and will be in the log; feedback names `inference_id`."""
+
+    inference_id: str
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """A piece of the answer's text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The answer is complete. Milliseconds are measured at the server."""
+
+    finish_reason: FinishReason
+    input_tokens: int
+    output_tokens: int
+    queue_ms: float
+    ttft_ms: float
+    total_ms: float
+
+
+ChatEvent = Started | TextDelta | ToolCall | Completed
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer, collected from its events."""
+
+    inference_id: str
+    model_version: str
+    text: str
+    tool_calls: tuple[ToolCall, ...]
+    completed: Completed
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """One immutable GGUF, named `<model>:<cycle id>`; size in bytes."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One model version of a route; weights are whole percents."""
+
+    model_version: str
+    role: TargetRole
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where an alias leads; `revision` grows by one with each change."""
+
+    alias: str
+    revision: int
+    targets: tuple[Target, ...]
+
+    @property
+    def stable(self) -> str:
+        """The champion's name, or "" if the route has none."""
+        return next((target.model_version for target in self.targets if target.role == "stable"), "")

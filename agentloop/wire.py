@@ -1,0 +1,241 @@
+"""Dataclasses to protobuf messages, and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+from agentloop.errors import ConfigurationError, IncompleteStream
+from agentloop.types import (
+    Answer,
+    ChatEvent,
+    Completed,
+    FinishReason,
+    JsonObject,
+    Message,
+    ModelVersion,
+    Role,
+    Route,
+    Sampling,
+    Started,
+    Target,
+    TargetRole,
+    TextDelta,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
+from agentloop.v1 import feedback_pb2, inference_pb2, model_pb2
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+_ROLES: dict[Role, inference_pb2.Role.ValueType] = {
+    "system": inference_pb2.ROLE_SYSTEM,
+    "user": inference_pb2.ROLE_USER,
+    "assistant": inference_pb2.ROLE_ASSISTANT,
+    "tool": inference_pb2.ROLE_TOOL,
+}
+_TOOL_CHOICES: dict[ToolChoice, inference_pb2.ToolChoice.ValueType] = {
+    "auto": inference_pb2.TOOL_CHOICE_AUTO,
+    "none": inference_pb2.TOOL_CHOICE_NONE,
+    "required": inference_pb2.TOOL_CHOICE_REQUIRED,
+}
+_FINISH_REASONS: dict[int, FinishReason] = {
+    inference_pb2.FINISH_REASON_STOP: "stop",
+    inference_pb2.FINISH_REASON_LENGTH: "length",
+    inference_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
+}
+_TARGET_ROLES: dict[TargetRole, model_pb2.TargetRole.ValueType] = {
+    "stable": model_pb2.TARGET_ROLE_STABLE,
+    "canary": model_pb2.TARGET_ROLE_CANARY,
+    "shadow": model_pb2.TARGET_ROLE_SHADOW,
+}
+_TARGET_ROLE_NAMES: dict[int, TargetRole] = {number: name for name, number in _TARGET_ROLES.items()}
+
+
+@contextmanager
+def _valid() -> Iterator[None]:
+    """Turns what protobuf refuses (a negative count, half a surrogate pair) into a ConfigurationError."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"this cannot be sent: {error}") from error
+
+
+@_valid()
+def chat_request(
+    messages: str | Sequence[Message],
+    *,
+    tools: Sequence[Tool],
+    tool_choice: ToolChoice,
+    sampling: Sampling,
+    json_schema: JsonObject | None,
+    alias: str,
+    model_version: str,
+    session_id: str,
+) -> inference_pb2.ChatRequest:
+    """The request; a plain string is one message of the user."""
+    turns = [Message("user", messages)] if isinstance(messages, str) else messages
+    return inference_pb2.ChatRequest(
+        alias=alias,
+        model_version=model_version,
+        messages=[message_to_proto(turn) for turn in turns],
+        tools=[
+            inference_pb2.ToolDefinition(
+                name=tool.name,
+                description=tool.description,
+                parameters_json_schema=_json(tool.parameters),
+            )
+            for tool in tools
+        ],
+        tool_choice=_known(_TOOL_CHOICES, tool_choice, "tool_choice"),
+        sampling=inference_pb2.SamplingOptions(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=sampling.seed,
+            stop=sampling.stop,
+        ),
+        response_format=(
+            None if json_schema is None else inference_pb2.ResponseFormat(json_schema=_json(json_schema))
+        ),
+        session_id=session_id,
+    )
+
+
+def message_to_proto(message: Message) -> inference_pb2.Message:
+    """One turn."""
+    return inference_pb2.Message(
+        role=_known(_ROLES, message.role, "role"),
+        content=message.content,
+        tool_calls=[
+            inference_pb2.ToolCall(name=call.name, arguments_json=_json(call.arguments))
+            for call in message.tool_calls
+        ],
+        tool_name=message.tool_name,
+    )
+
+
+def event_from_proto(response: inference_pb2.ChatResponse) -> ChatEvent | None:
+    """One event of a stream; None for a kind that this version of the client does not know."""
+    kind = response.WhichOneof("event")
+    if kind == "started":
+        return Started(response.started.inference_id, response.started.model_version)
+    if kind == "text_delta":
+        return TextDelta(response.text_delta.text)
+    if kind == "tool_call":
+        return ToolCall(response.tool_call.name, json.loads(response.tool_call.arguments_json or "{}"))
+    if kind == "completed":
+        done = response.completed
+        return Completed(
+            finish_reason=_FINISH_REASONS.get(done.finish_reason, "stop"),
+            input_tokens=done.usage.input_tokens,
+            output_tokens=done.usage.output_tokens,
+            queue_ms=done.timings.queue_ms,
+            ttft_ms=done.timings.time_to_first_token_ms,
+            total_ms=done.timings.total_ms,
+        )
+    return None
+
+
+def collect(events: Iterable[ChatEvent]) -> Answer:
+    """The answer that the events of one stream make. Raises IncompleteStream if they do not end it."""
+    started: Started | None = None
+    completed: Completed | None = None
+    text: list[str] = []
+    calls: list[ToolCall] = []
+    for event in events:
+        match event:
+            case Started():
+                started = event
+            case TextDelta():
+                text.append(event.text)
+            case ToolCall():
+                calls.append(event)
+            case Completed():
+                completed = event
+    if started is None or completed is None:
+        raise IncompleteStream("the stream ended without its last event; ask again")
+    return Answer(started.inference_id, started.model_version, "".join(text), tuple(calls), completed)
+
+
+@_valid()
+def feedback_request(
+    inference_id: str,
+    feedback_id: str,
+    *,
+    boolean: bool | None,
+    score: float | None,
+    comment: str | None,
+    demonstration: Message | None,
+) -> feedback_pb2.SubmitRequest:
+    """The feedback. Raises ConfigurationError unless exactly one value is given."""
+    given = [value for value in (boolean, score, comment, demonstration) if value is not None]
+    if len(given) != 1:
+        raise ConfigurationError(
+            f"{len(given)} values are given; give one of boolean, score, comment and demonstration"
+        )
+    request = feedback_pb2.SubmitRequest(feedback_id=feedback_id, inference_id=inference_id)
+    if boolean is not None:
+        request.boolean = boolean
+    elif score is not None:
+        request.score = score
+    elif comment is not None:
+        request.comment = comment
+    elif demonstration is not None:
+        request.demonstration.CopyFrom(message_to_proto(demonstration))
+    return request
+
+
+def model_from_proto(model: model_pb2.ModelVersion) -> ModelVersion:
+    """A model version."""
+    return ModelVersion(model.name, model.sha256, model.size_bytes, model.loaded)
+
+
+@_valid()
+def route_to_proto(alias: str, targets: Sequence[Target], revision: int) -> model_pb2.Route:
+    """A route, whose revision is the one that it replaces."""
+    return model_pb2.Route(
+        alias=alias,
+        revision=revision,
+        targets=[
+            model_pb2.Target(
+                model_version=target.model_version,
+                role=_known(_TARGET_ROLES, target.role, "role"),
+                weight=target.weight,
+            )
+            for target in targets
+        ],
+    )
+
+
+def route_from_proto(route: model_pb2.Route) -> Route:
+    """A route; targets of a role that this version of the client does not know are left out."""
+    return Route(
+        alias=route.alias,
+        revision=route.revision,
+        targets=tuple(
+            Target(target.model_version, _TARGET_ROLE_NAMES[target.role], target.weight)
+            for target in route.targets
+            if target.role in _TARGET_ROLE_NAMES
+        ),
+    )
+
+
+def _json(value: JsonObject) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, default=dict)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"this is not JSON: {error}") from error
+
+
+def _known(table: Mapping[K, V], key: K, what: str) -> V:
+    if key not in table:
+        raise ConfigurationError(f"{what} is {key!r}; it must be one of {', '.join(map(str, table))}")
+    return table[key]
