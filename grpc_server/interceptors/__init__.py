@@ -1,0 +1,1 @@
+"""gRPC's side of every call: metadata to caller, errors to status."""

@@ -1,0 +1,86 @@
+"""Who calls, and whether the token's scopes allow it; asked before anything is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import grpc
+
+from grpc_server.domain.errors import PermissionDenied, Unauthenticated
+from grpc_server.domain.ports import Authenticator
+from grpc_server.domain.types import Caller, Scope
+from grpc_server.interceptors.wrap import Call, Interceptor, wrap
+
+OPEN: frozenset[str] = frozenset(
+    {"/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", "/grpc.health.v1.Health/List"}
+)
+"""What needs no token."""
+
+SCOPES: Mapping[str, Scope | None] = {
+    "/agentloop.v1.InferenceService/Chat": Scope.INFER,
+    "/agentloop.v1.FeedbackService/Submit": Scope.FEEDBACK,
+    "/agentloop.v1.ModelService/ListModels": Scope.MODELS_READ,
+    "/agentloop.v1.ModelService/InstallModel": Scope.MODELS_WRITE,
+    "/agentloop.v1.ModelService/RemoveModel": Scope.MODELS_WRITE,
+    "/agentloop.v1.ModelService/GetRoute": Scope.MODELS_READ,
+    "/agentloop.v1.ModelService/SetRoute": Scope.MODELS_WRITE,
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": None,
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": None,
+}
+"""The scope that each method needs; None: any valid token. What is not here is refused."""
+
+_caller: ContextVar[Caller] = ContextVar("caller")
+
+
+def caller() -> Caller:
+    """Who makes the call that is being answered."""
+    return _caller.get()
+
+
+def bearer(metadata: Any) -> str:
+    """The token in `authorization: Bearer …`; empty if there is not exactly one."""
+    values = [value for key, value in metadata or () if key == "authorization"]
+    if len(values) != 1 or not isinstance(values[0], str):
+        return ""
+    scheme, _, token = values[0].partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
+class AuthInterceptor(Interceptor):
+    """Refuses, inside the method's handler, a call whose token is not valid or does not allow it."""
+
+    def __init__(self, authenticator: Authenticator) -> None:
+        self._authenticator = authenticator
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """The method's handler, inside one that asks for a token."""
+        handler = await continuation(handler_call_details)
+        method = handler_call_details.method
+        if handler is None or method in OPEN:
+            return handler
+        metadata = handler_call_details.invocation_metadata
+
+        async def around(context: grpc.aio.ServicerContext[Any, Any], call: Call) -> Any:
+            del context
+            _caller.set(await self._admit(method, metadata))
+            return await call()
+
+        return wrap(handler, around)
+
+    async def _admit(self, method: str, metadata: Any) -> Caller:
+        token = bearer(metadata)
+        if not token:
+            raise Unauthenticated
+        who = await self._authenticator.authenticate(token)
+        if method not in SCOPES:
+            raise PermissionDenied("no token allows this method")
+        scope = SCOPES[method]
+        if scope is not None and not who.may(scope):
+            raise PermissionDenied(f"this call needs the scope {scope}")
+        return who

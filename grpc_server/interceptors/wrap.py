@@ -1,0 +1,46 @@
+"""Put something around a method's handler, whatever its arity."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import grpc
+
+if TYPE_CHECKING:
+    Interceptor = grpc.aio.ServerInterceptor[Any, Any]
+else:  # generic only to the type checker
+    Interceptor = grpc.aio.ServerInterceptor
+
+Call = Callable[[], Awaitable[Any]]
+"""Runs the method; a streaming one writes its responses and gives None."""
+Around = Callable[[grpc.aio.ServicerContext[Any, Any], Call], Awaitable[Any]]
+"""Runs inside the method's handler: it may refuse before `call`, and see what `call` raises."""
+
+
+def wrap(handler: grpc.RpcMethodHandler[Any, Any], around: Around) -> grpc.RpcMethodHandler[Any, Any]:
+    """`handler` with `around` around it, of the same arity."""
+    kinds: dict[tuple[bool, bool], tuple[Any, Any]] = {
+        (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
+        (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
+        (True, False): (handler.stream_unary, grpc.stream_unary_rpc_method_handler),
+        (True, True): (handler.stream_stream, grpc.stream_stream_rpc_method_handler),
+    }
+    method, make = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
+
+    async def run(request: Any, context: Any) -> Any:
+        result = method(request, context)
+        if not inspect.isasyncgen(result):
+            return await result
+        async for response in result:
+            await context.write(response)
+        return None
+
+    async def behaviour(request: Any, context: Any) -> Any:
+        return await around(context, lambda: run(request, context))
+
+    wrapped: grpc.RpcMethodHandler[Any, Any] = make(
+        behaviour, handler.request_deserializer, handler.response_serializer
+    )
+    return wrapped

@@ -1,0 +1,128 @@
+"""Messages, tools and JSON texts of the API as domain values, and back; errors name the field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+import jsonschema
+
+from agentloop.v1 import inference_pb2 as pb
+from grpc_server.domain.errors import InvalidArgument
+from grpc_server.domain.plain import plain
+from grpc_server.domain.rules import check_json
+from grpc_server.domain.types import JsonObject, Message, Role, Tool, ToolCall
+
+_ROLES = {
+    pb.ROLE_SYSTEM: Role.SYSTEM,
+    pb.ROLE_USER: Role.USER,
+    pb.ROLE_ASSISTANT: Role.ASSISTANT,
+    pb.ROLE_TOOL: Role.TOOL,
+}
+
+
+def message(field: str, value: pb.Message) -> Message:
+    """The message. Raises InvalidArgument for an unknown role, and for arguments that are no object."""
+    if value.role not in _ROLES:
+        raise InvalidArgument(
+            f"{field}.role is {value.role}; it must be one of ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT,"
+            " ROLE_TOOL",
+            f"{field}.role",
+        )
+    calls = [
+        ToolCall(call.name, json_object(f"{field}.tool_calls[{index}].arguments_json", call.arguments_json))
+        for index, call in enumerate(value.tool_calls)
+    ]
+    return Message(_ROLES[value.role], value.content, tuple(calls), value.tool_name)
+
+
+def tools(values: Iterable[pb.ToolDefinition]) -> tuple[Tool, ...]:
+    """The tools. Raises InvalidArgument for parameters that are no JSON Schema."""
+    return tuple(
+        Tool(
+            value.name,
+            value.description,
+            json_schema(f"tools[{index}].parameters_json_schema", value.parameters_json_schema),
+        )
+        for index, value in enumerate(values)
+    )
+
+
+def tool_call(call: ToolCall) -> pb.ToolCall:
+    """The call, its arguments as one line of JSON."""
+    return pb.ToolCall(name=call.name, arguments_json=json.dumps(plain(call.arguments), ensure_ascii=False))
+
+
+def json_object(field: str, text: str) -> JsonObject:
+    """The JSON object that `text` is. Raises InvalidArgument."""
+    try:
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        reason = (
+            str(error)
+            if isinstance(error, json.JSONDecodeError | _UnfitError)
+            else "it is too deep or too long"
+        )
+        raise InvalidArgument(f"{field} is not JSON: {reason}", field) from error
+    if not isinstance(value, dict):
+        raise InvalidArgument(f"{field} is a JSON {_kind(value)}; it must be an object", field)
+    return value
+
+
+def json_schema(field: str, text: str) -> JsonObject:
+    """The JSON Schema (draft 2020-12) that `text` is. Raises InvalidArgument.
+
+    References are allowed within the schema only: none is ever fetched.
+    """
+    schema = json_object(field, text)
+    check_json(field, schema)
+    try:
+        jsonschema.Draft202012Validator.check_schema(schema)
+    except jsonschema.SchemaError as error:
+        place = error.json_path.removeprefix("$").lstrip(".") or "the schema"
+        raise InvalidArgument(
+            f"{field} is not a JSON Schema: {place} breaks the rule {error.validator}", field
+        ) from error
+    return schema
+
+
+def uuid(field: str, text: str) -> UUID:
+    """The UUID written `xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx`. Raises InvalidArgument."""
+    try:
+        value = UUID(text)
+    except ValueError:
+        value = None
+    if value is None or str(value) != text.lower():
+        shown = ascii(text[:60])
+        raise InvalidArgument(f"{field} is {shown}; it must be a UUID, as Started.inference_id is", field)
+    return value
+
+
+class _UnfitError(ValueError):
+    """JSON's grammar allows it, or Python's reader does; we do not."""
+
+
+def _refuse(constant: str) -> float:
+    raise _UnfitError(f"{constant} is no number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise _UnfitError("a number is out of range")
+    return number
+
+
+def _kind(value: Any) -> str:
+    names = {
+        list: "array",
+        str: "string",
+        bool: "boolean",
+        int: "number",
+        float: "number",
+        type(None): "null",
+    }
+    return names[type(value)]
