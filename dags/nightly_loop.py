@@ -6,10 +6,12 @@ questions, lets the gate decide, registers the candidate, rolls it out behind a 
 that you read in the morning. Everything a pass makes lies in `cycles/<cycle id>/`.
 
 **What breaks when it fails.** Nothing that serves: the champion goes on answering, and what was logged waits
-for the next night, because only a verdict of the gate moves the watermark on. The model just does not improve.
+for the next night, because only a verdict of the gate moves the watermark on. The model just does not
+improve.
 
-**Who acts.** Whoever runs the nights reads `report.html` and the failed task's log; each task's own page (click
-it, then *Details*) says what to do. An SRE acts only when `roll_out` fails, since it alone touches what serves.
+**Who acts.** Whoever runs the nights reads `report.html` and the failed task's log; each task's own page
+(click it, then *Details*) says what to do. An SRE acts only when `roll_out` fails, since it alone touches
+what serves.
 
 **What to do.** Put right what the task's page names, then *clear* the failed task: it and what follows run
 again in the same cycle, and steps that had finished do nothing. Skipped is not failed: there was nothing to
@@ -23,8 +25,8 @@ of another run, trigger the DAG with the parameter `cycle_id`.
 **Settings** are environment variables, the same for the schedule, for `make dag` and for a step run by hand:
 `AGENTLOOP_HOME` (the checkout; default: where this file lies), `AGENTLOOP_PYTHON` (the interpreter that runs
 the steps; default: Airflow's own), `AGENTLOOP_CYCLES_DIR` (default `cycles` in the checkout),
-`AGENTLOOP_NIGHT_CRON` (default `0 2 * * *`, UTC), `AGENTLOOP_NIGHT_RETRY_SECONDS` (the first wait before a retry;
-default 60, doubled each time), and whatever the steps themselves read.
+`AGENTLOOP_NIGHT_CRON` (default `0 2 * * *`, UTC), `AGENTLOOP_NIGHT_RETRY_SECONDS` (the first wait before a
+retry; default 60, doubled each time), and whatever the steps themselves read.
 """
 
 from __future__ import annotations
@@ -45,11 +47,11 @@ HOME = Path(os.environ.get("AGENTLOOP_HOME") or Path(__file__).resolve().parents
 SKIP = 99  # a step's exit code for "nothing to do"
 TRAINING_POOL = "training"  # one slot: two fine-tunings would not fit into memory
 
-# Each step is a process of its own (a long one inside Airflow's would miss its heartbeat). Airflow starts it in
-# a new session, and sessions share the processor by autogroup, which plain `nice` does not reach; and it must
+# Each step is a process of its own (a long one inside Airflow's would miss its heartbeat). Airflow starts it
+# in a new session, and sessions share the processor by autogroup, which plain `nice` does not reach. It must
 # end if Airflow's task process is killed, or a retry would run beside it.
-_POLITE = "{ echo 19 >/proc/self/autogroup; } 2>/dev/null; exec nice -n 19 setpriv --pdeathsig TERM"
 _PROMPT = "exec setpriv --pdeathsig TERM"
+_POLITE = f"{{ echo 19 >/proc/self/autogroup; }} 2>/dev/null; {_PROMPT} nice -n 19"
 
 
 def cycle_dir(run_after: datetime, params: Mapping[str, Any]) -> str:
@@ -67,12 +69,12 @@ def _operator(doc: str, timeout: timedelta, retries: int) -> dict[str, Any]:
         "retry_delay": timedelta(seconds=float(os.environ.get("AGENTLOOP_NIGHT_RETRY_SECONDS", "60"))),
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=30),
-        "skip_on_exit_code": SKIP,
         "cwd": str(HOME),
         # Paths reach the shell as variables, never as text of the command: spaces, quotes and & are safe.
         "env": {
             "AGENTLOOP_PYTHON": os.environ.get("AGENTLOOP_PYTHON") or sys.executable,
-            "CYCLE": "{{ cycle_dir(dag_run.run_after, params) }}",
+            "AGENTLOOP_CYCLE_DIR": "{{ cycle_dir(dag_run.run_after, params) }}",
+            "ANSIBLE_CONFIG": str(HOME / "infra/ansible/ansible.cfg"),
             "PYTHONUNBUFFERED": "1",
         },
         "append_env": True,
@@ -80,11 +82,14 @@ def _operator(doc: str, timeout: timedelta, retries: int) -> dict[str, Any]:
     }
 
 
-def _step(name: str, module: str, doc: str, *, timeout: timedelta, retries: int, **options: Any) -> BashOperator:
+def _step(
+    name: str, module: str, doc: str, *, timeout: timedelta, retries: int, **options: Any
+) -> BashOperator:
     """The task `name`: `python -m <module> <name> --cycle <cycle directory>`."""
     return BashOperator(
         task_id=name,
-        bash_command=f'{_POLITE} "$AGENTLOOP_PYTHON" -m {module} --cycle "$CYCLE"',
+        bash_command=f'{_POLITE} "$AGENTLOOP_PYTHON" -m {module} --cycle "$AGENTLOOP_CYCLE_DIR"',
+        skip_on_exit_code=SKIP,
         **_operator(doc, timeout, retries),
         **options,
     )
@@ -135,9 +140,9 @@ that Postgres is up and that the role `agentloop_freeze` may read `learning_log`
 - **Breaks when it fails:** the snapshot is not fit to learn from (schema drift, too many bad rows, a share of
 failures out of bounds), so the night stops here. It is not retried: the same file gives the same result.
 - **Who acts:** whoever runs the nights, with the callers whose rows were set aside.
-- **What to do:** open `validation/data_docs/index.html` and `validation/result.json` (`reason`, `quarantined`).
-If a caller sends nonsense, tell them; the next night takes the window again. If the rows are right and the
-expectation is wrong, change the suite in `validation/` and clear the task.
+- **What to do:** open `validation/data_docs/index.html` and `validation/result.json` (`reason`,
+`quarantined`). If a caller sends nonsense, tell them; the next night takes the window again. If the rows are
+right and the expectation is wrong, change the suite in `validation/` and clear the task.
 """,
         timeout=timedelta(minutes=30),
         retries=0,
@@ -194,8 +199,8 @@ the task.
 - **Breaks when it fails:** there is no verdict, so the champion serves on and the window is learned again
 tomorrow.
 - **Who acts:** whoever runs the nights; an SRE if the live server does not answer (it names the champion).
-- **What to do:** check `AGENTLOOP_SERVER` and `AGENTLOOP_TOKEN_FILE` (`agent-loop health`), then memory. Clear
-the task: answers already given are cached.
+- **What to do:** check `AGENTLOOP_SERVER` and `AGENTLOOP_TOKEN_FILE` (`agent-loop health`), then memory.
+Clear the task: answers already given are cached.
 """,
         timeout=timedelta(hours=4),
         retries=2,
@@ -226,32 +231,31 @@ the task: answers already given are cached.
         retries=3,
     )
 
-    @task.bash(
+    @task.bash(  # type: ignore[call-overload]
+        skip_on_exit_code=None,  # Ansible's 99 is an interrupt
         **_operator(
             """
-- **Does:** installs the candidate, warms it, gives it a share of the traffic, compares its own figures with the
-champion's, then promotes it or puts the route back. Both are successes: read `rollout.json`.
+- **Does:** installs the candidate, warms it, gives it a share of the traffic, compares its own figures with
+the champion's, then promotes it or puts the route back. Both are successes: read `rollout.json`.
 - **Skipped:** the gate said fail or inconclusive; the champion serves on.
 - **Breaks when it fails:** it could not finish *and* could not tell, or restore, what serves: look at once.
 - **Who acts:** an SRE.
 - **What to do:** `agent-loop route get` shows what serves. To put the former champion back within seconds:
-`ansible-playbook infra/ansible/playbooks/rollback.yml -e cycle_dir=<cycle directory>`. *Another rollout*: wait
-for it. *Server down*: start it. Then clear the task: it goes on where it stopped.
+`ansible-playbook infra/ansible/playbooks/rollback.yml -e cycle_dir=<cycle directory>`. *Another rollout*:
+wait for it. *Server down*: start it. Then clear the task: it goes on where it stopped.
 """,
             timeout=timedelta(hours=2),
             retries=2,
-        )
+        ),
     )
     def roll_out(cycle: str) -> str:
         """The command that rolls the candidate out; skips, with the gate's reason, unless it passed."""
         verdict = json.loads(Path(cycle, "gate.json").read_text(encoding="utf-8"))
         if verdict["verdict"] != "pass":
-            raise AirflowSkipException(f"The champion serves on: the gate says {verdict['verdict']}: {verdict['reason']}")
-        extra = '"$("$AGENTLOOP_PYTHON" -c \'import json, os; print(json.dumps({"cycle_dir": os.environ["CYCLE"]}))\')"'
-        return (
-            "export ANSIBLE_CONFIG=infra/ansible/ansible.cfg; "
-            f'{_PROMPT} "$AGENTLOOP_PYTHON" -m ansible playbook infra/ansible/playbooks/rollout.yml -e {extra}'
-        )
+            raise AirflowSkipException(
+                f"The champion serves on: the gate says {verdict['verdict']}: {verdict['reason']}"
+            )
+        return f'{_PROMPT} "$AGENTLOOP_PYTHON" -m ansible playbook infra/ansible/playbooks/rollout.yml'
 
     rolled_out = roll_out("{{ cycle_dir(dag_run.run_after, params) }}")
 
@@ -259,7 +263,8 @@ for it. *Server down*: start it. Then clear the task: it goes on where it stoppe
         "report",
         "training report",
         """
-- **Does:** writes `report.html` of whatever the night made, and `manifest.json` last. Runs even after a failure.
+- **Does:** writes `report.html` of whatever the night made, and `manifest.json` last. Runs even after a
+failure.
 - **Breaks when it fails:** the night did what it did; only its page is missing.
 - **Who acts:** whoever runs the nights.
 - **What to do:** the log names the file that it could not read; clear the task.
@@ -269,12 +274,12 @@ for it. *Server down*: start it. Then clear the task: it goes on where it stoppe
         trigger_rule=TriggerRule.ALL_DONE,
     )
 
-    @task(
+    @task(  # type: ignore[untyped-decorator]
         trigger_rule=TriggerRule.ONE_FAILED,
         retries=0,
         doc_md="""
-- **Does:** fails the run if any step failed; otherwise it is skipped. A run is judged by its last tasks, and the
-report, which runs after a failure too, would hide it.
+- **Does:** fails the run if any step failed; otherwise it is skipped. A run is judged by its last tasks, and
+the report, which runs after a failure too, would hide it.
 - **Breaks when it fails:** nothing; it repeats that something else did.
 - **Who acts:** nobody, for this task.
 - **What to do:** look at the red task before it.

@@ -1,11 +1,12 @@
-"""One night, now: runs the DAG `nightly_loop` once, in the foreground, with a real Airflow on the given Postgres.
+"""One night, now: runs the DAG `nightly_loop` once, in the foreground, on a real Airflow and Postgres.
 
 `make dag` and the demo call this. Production runs Airflow's own scheduler instead; the DAG is the same.
-Airflow keeps its configuration and logs in `<state folder>/airflow` and its tables in a database named `airflow`.
+Airflow keeps its configuration and logs in `<state folder>/airflow`, its tables in a database `airflow`.
 The last line printed is the path of the cycle directory; the exit code is 0 if the run succeeded, else 1.
 
-Everything runs in a session of its own at the lowest processor priority (`/proc/self/autogroup`: plain `nice`
-does not reach across sessions), so that serving stays fast, and ends with this command.
+Airflow runs in a session of its own behind serving (`/proc/self/autogroup`: `nice` does not reach across
+sessions), its steps far behind it, and all of it ends with this command. Airflow itself takes 10 s of
+processor time a night, 3 of them before the first step: its three commands share one process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -42,8 +42,8 @@ class NightError(Exception):
 def database_url(airflow_url: str, database_url: str, state_dir: Path) -> URL:
     """Where Airflow's tables lie.
 
-    The first that is given: `airflow_url`; the cluster of `database_url` (any libpq URI), database `airflow`; the
-    local Postgres in `<state_dir>/postgres`, whose socket folder is line 5 of its `postmaster.pid`.
+    The first that is given: `airflow_url`; the cluster of `database_url` (any libpq URI), database `airflow`;
+    the local Postgres in `<state_dir>/postgres`, whose socket folder is line 5 of its `postmaster.pid`.
 
     Raises:
         NightError: none is given and no local Postgres runs.
@@ -61,7 +61,11 @@ def database_url(airflow_url: str, database_url: str, state_dir: Path) -> URL:
             "`python -m grpc_server postgres`, or set AGENTLOOP_AIRFLOW_DATABASE_URL"
         ) from None
     return URL.create(
-        "postgresql+psycopg", username="postgres", database=DATABASE, port=int(lines[3]), query={"host": lines[4]}
+        "postgresql+psycopg",
+        username="postgres",
+        database=DATABASE,
+        port=int(lines[3]),
+        query={"host": lines[4]},
     )
 
 
@@ -74,16 +78,20 @@ def ensure_database(url: URL) -> None:
     libpq = url.set(drivername="postgresql", database="postgres").render_as_string(hide_password=False)
     try:
         with psycopg.connect(libpq, autocommit=True, connect_timeout=10) as connection:
-            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (url.database,)).fetchone()
+            found = connection.execute(
+                "SELECT 1 FROM pg_database WHERE datname = %s", (url.database,)
+            ).fetchone()
             if found is None:
                 with suppress(psycopg.errors.DuplicateDatabase):
-                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(url.database or DATABASE)))
+                    connection.execute(
+                        sql.SQL("CREATE DATABASE {}").format(sql.Identifier(url.database or DATABASE))
+                    )
     except psycopg.Error as error:
         raise NightError(f"Postgres at {url.render_as_string()} is of no use: {error}") from error
 
 
 def airflow_environment(url: URL, state_dir: Path, home: Path = HOME) -> dict[str, str]:
-    """The variables that make Airflow run this checkout's DAG on `url`, ask nobody anything and tell nobody."""
+    """The variables that make Airflow run this checkout's DAG on `url` and tell nobody."""
     conn = url.render_as_string(hide_password=False)
     return {
         "AIRFLOW_HOME": str(state_dir / "airflow"),
@@ -94,6 +102,7 @@ def airflow_environment(url: URL, state_dir: Path, home: Path = HOME) -> dict[st
         "AIRFLOW__CORE__UNIT_TEST_MODE": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": conn,
         "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+        "AIRFLOW__LOGGING__JSON_LOGS": "True",
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(state_dir / "airflow" / "logs"),
         "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "SCARF_ANALYTICS": "false",
@@ -102,38 +111,36 @@ def airflow_environment(url: URL, state_dir: Path, home: Path = HOME) -> dict[st
     }
 
 
-def _lowest_priority() -> None:
-    """Puts this session last in line for the processor, where the kernel has autogroups; harmless elsewhere."""
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text("19", encoding="ascii")
-    os.nice(19)
-
-
 @app.command("airflow", hidden=True)
 def run_airflow(logical_date: str, conf: str) -> None:
-    """Migrates Airflow's database, makes the pool and runs the DAG, all in this process: one import of Airflow."""
-    _lowest_priority()
-    started = time.monotonic()
+    """Migrates Airflow's database, makes the pool and runs the DAG, in one process."""
+    with suppress(OSError):  # a kernel without autogroups
+        Path("/proc/self/autogroup").write_text("5", encoding="ascii")
     from airflow.cli.cli_parser import get_parser
 
-    def airflow(*arguments: str) -> None:
-        parsed = get_parser().parse_args(arguments)
-        parsed.func(parsed)
-
-    airflow("db", "migrate")
-    print(f"migrated after {time.monotonic() - started:.1f} s", flush=True)
-    airflow("pools", "set", "training", "1", "one slot: two fine-tunings would not fit into memory")
-    print(f"pool after {time.monotonic() - started:.1f} s", flush=True)
-    airflow("dags", "test", DAG_ID, logical_date, "--conf", conf)
+    for arguments in (
+        ["db", "migrate"],
+        ["pools", "set", "training", "1", "one slot: two fine-tunings would not fit into memory"],
+        ["dags", "test", DAG_ID, logical_date, "--conf", conf],
+    ):
+        command = get_parser().parse_args(arguments)
+        command.func(command)
 
 
 @app.command("run")
 def run(
-    state_dir: Annotated[Path, typer.Option(envvar="AGENTLOOP_STATE_DIR", help="State folder.")] = Path("var"),
-    cycles_dir: Annotated[Path, typer.Option(envvar="AGENTLOOP_CYCLES_DIR", help="Cycles folder.")] = Path("cycles"),
+    state_dir: Annotated[Path, typer.Option(envvar="AGENTLOOP_STATE_DIR", help="State folder.")] = Path(
+        "var"
+    ),
+    cycles_dir: Annotated[Path, typer.Option(envvar="AGENTLOOP_CYCLES_DIR", help="Cycles folder.")] = Path(
+        "cycles"
+    ),
     cycle: Annotated[str, typer.Option(help="Go on with this cycle id rather than begin one.")] = "",
     airflow_url: Annotated[
-        str, typer.Option("--airflow-database-url", envvar="AGENTLOOP_AIRFLOW_DATABASE_URL", help="SQLAlchemy URL.")
+        str,
+        typer.Option(
+            "--airflow-database-url", envvar="AGENTLOOP_AIRFLOW_DATABASE_URL", help="SQLAlchemy URL."
+        ),
     ] = "",
     service_url: Annotated[
         str, typer.Option("--database-url", envvar="AGENTLOOP_DATABASE_URL", help="The service's database.")
@@ -152,14 +159,29 @@ def run(
     environment = os.environ | airflow_environment(url, state_dir)
     environment |= {"AGENTLOOP_STATE_DIR": str(state_dir), "AGENTLOOP_CYCLES_DIR": str(cycles_dir)}
     command = [sys.executable, __file__, "airflow", now.isoformat(), json.dumps({"cycle_id": cycle_id})]
-    code = _foreground(command, environment)
+    log = state_dir / "airflow" / "nights" / f"{cycle_id}.jsonl"
+    typer.echo(f"Night {cycle_id}. Airflow's own log: {log}")
+    code = _foreground(command, environment, log)
     typer.echo(str(cycles_dir / cycle_id))
     raise typer.Exit(1 if code else 0)
 
 
-def _foreground(command: list[str], environment: dict[str, str]) -> int:
-    """Runs `command` in a session of its own, ends it when this process is told to end; its exit code."""
-    process = subprocess.Popen(command, env=environment, cwd=HOME, start_new_session=True)
+def _foreground(command: list[str], environment: dict[str, str], log: Path) -> int:
+    """Runs `command` in a session of its own, shows what its steps say, and returns its exit code.
+
+    All of its output goes to `log`. It ends when this process is told to end, and its steps with it.
+    """
+    process = subprocess.Popen(
+        command,
+        env=environment,
+        cwd=HOME,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
 
     def end(_signal: int, _frame: FrameType | None) -> None:
         with suppress(ProcessLookupError):
@@ -167,7 +189,53 @@ def _foreground(command: list[str], environment: dict[str, str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, end)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    told = Told()
+    with log.open("a", encoding="utf-8") as file:
+        for line in process.stdout or ():
+            file.write(line)
+            file.flush()
+            if shown := told.shown(line.rstrip("\n")):
+                typer.echo(shown)
     return process.wait()
+
+
+class Told:
+    """Which of Airflow's log lines (JSON) a person at the terminal wants to see, and how."""
+
+    def __init__(self) -> None:
+        self._in_step = False
+
+    def shown(self, line: str) -> str:
+        """What to show for `line`; empty if nothing."""
+        try:
+            record = json.loads(line)
+            event, logger = str(record["event"]), str(record.get("logger", ""))
+        except (ValueError, KeyError, TypeError):
+            return line  # not Airflow's: a warning or a traceback of a process that has no log yet
+        if event.startswith("[DAG TEST] starting task_id="):
+            return f"── {event.removeprefix('[DAG TEST] starting task_id=').split()[0]}"
+        if logger.endswith("SubprocessHook"):
+            return self._of_step(event)
+        if event == "Skipping task.":
+            return f"   skipped: {record.get('reason', '')}"
+        if record.get("level") in {"error", "critical"}:
+            causes = [
+                f"{e.get('exc_type')}: {e.get('exc_value')}"
+                for e in record.get("exception") or record.get("error_detail") or ()
+            ]
+            return "   " + "; ".join([event, *causes])
+        return ""
+
+    def _of_step(self, event: str) -> str:
+        """The step's own lines: those between Airflow's two marks."""
+        if event == "Output:":
+            self._in_step = True
+        elif event.startswith("Command exited with return code"):
+            self._in_step = False
+        elif self._in_step:
+            return f"   {event}"
+        return ""
 
 
 if __name__ == "__main__":
