@@ -1,0 +1,330 @@
+"""The embedded engine: llama.cpp (PyPI `xllamacpp`), each loaded model version in a child process of its own.
+
+A version is loaded when it is first asked. Its child is started anew, after a pause that doubles, when it
+dies; what it was generating fails with EngineUnavailable, and neither the server nor another version notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from grpc_server.adapters.embedded_child import ChildOptions
+from grpc_server.adapters.embedded_process import ChildProcess, Supervisor
+from grpc_server.adapters.gguf_file import check_name, checked_copy
+from grpc_server.adapters.http_lines import lines
+from grpc_server.adapters.json_schema import checked_schema, laid_out
+from grpc_server.domain.errors import (
+    AgentLoopError,
+    AlreadyExists,
+    EngineFailed,
+    EngineUnavailable,
+    InvalidArgument,
+    NotFound,
+)
+from grpc_server.domain.ports import Finished, Generation, Piece
+from grpc_server.domain.types import FinishReason, ModelVersion, Usage
+
+_FINISH = {"eos": FinishReason.STOP, "word": FinishReason.STOP, "limit": FinishReason.LENGTH}
+
+
+class EmbeddedEngine:
+    """An `Engine` whose versions lie as files in `models_dir`, each beside a JSON file with its SHA-256.
+
+    Each loaded version has `parallel` slots of `context_tokens`; `threads` 0 means every core we may use.
+    """
+
+    name = "embedded"
+
+    def __init__(
+        self, models_dir: Path, *, context_tokens: int = 4096, parallel: int = 4, threads: int = 0
+    ) -> None:
+        self.models_dir = models_dir.resolve()
+        self.context_tokens = context_tokens
+        self.parallel = parallel
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self._supervisors: dict[tuple[str, bool], Supervisor] = {}
+        self._installing = asyncio.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> EmbeddedEngine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
+        """See `Engine.generate`."""
+        body = _completion(generation)
+        child = await self._child(generation.model_version)
+        async with (
+            _errors(child),
+            child.client.stream("POST", "/completion", json=body) as response,
+            contextlib.aclosing(lines(response)) as answer,
+        ):
+            if response.status_code != 200:
+                raise _refusal(response.status_code, await response.aread())
+            async for line in answer:
+                event = _event(line)
+                if event is None:
+                    continue
+                if event.get("content"):
+                    yield Piece(event["content"])
+                if event.get("stop"):
+                    yield _finished(event)
+                    return
+        raise EngineUnavailable("the embedded engine's stream ended before the answer did")
+
+    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
+        """See `Engine.embed`. The mean over a text's tokens, of length 1."""
+        if not texts:
+            return []
+        child = await self._child(model_version, embedding=True)
+        async with _errors(child):
+            response = await child.client.post("/v1/embeddings", json={"input": list(texts)})
+            if response.status_code != 200:
+                raise _refusal(response.status_code, response.content)
+            items = sorted(response.json()["data"], key=lambda item: item["index"])
+            return [item["embedding"] for item in items]
+
+    async def list_models(self) -> list[ModelVersion]:
+        """See `Engine.list_models`."""
+        versions = []
+        for sidecar in self.models_dir.glob("*.json"):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                about = json.loads(sidecar.read_text())
+                supervisor = self._supervisors.get((about["name"], False))
+                loaded = supervisor is not None and supervisor.ready
+                versions.append(ModelVersion(about["name"], about["sha256"], about["size_bytes"], loaded))
+        return sorted(versions, key=lambda version: version.name)
+
+    async def load(self, model_version: str) -> None:
+        """See `Engine.load`."""
+        await self._child(model_version)
+
+    async def unload(self, model_version: str) -> None:
+        """See `Engine.unload`. What it is generating ends with EngineUnavailable."""
+        self._installed(model_version)
+        await self._stop(model_version)
+
+    async def install(self, name: str, path: Path, sha256: str) -> bool:
+        """See `Engine.install`. The file is copied, so that the version stays whatever happens to `path`."""
+        check_name(name)
+        async with self._installing:
+            if about := self._about(name):
+                if about["sha256"] == sha256.lower():
+                    return False
+                await asyncio.to_thread(checked_copy, path, sha256)
+                raise AlreadyExists(
+                    f"model version {name} is installed with the SHA-256 {about['sha256']}; a version never"
+                    " changes: install the new file under a new name"
+                )
+            await asyncio.to_thread(self._copy_in, name, path, sha256.lower())
+            return True
+
+    async def remove(self, name: str) -> bool:
+        """See `Engine.remove`."""
+        check_name(name)
+        async with self._installing:
+            there = self._about(name) is not None
+            await self._stop(name)
+            for file in (self._sidecar(name), self._gguf(name)):
+                file.unlink(missing_ok=True)
+            return there
+
+    async def check(self) -> None:
+        """See `Engine.check`: every loaded version's child must answer; none need be loaded."""
+        if self._closed:
+            raise EngineUnavailable("the embedded engine is closed")
+        for (name, _), supervisor in list(self._supervisors.items()):
+            if supervisor.resting:
+                raise EngineUnavailable(f"the embedded engine of {name} died; it is being started anew")
+            if not supervisor.ready:
+                continue  # still loading
+            child = await supervisor.child()
+            async with _errors(child):
+                response = await child.client.get("/health", timeout=5.0)
+                if response.status_code != 200:
+                    raise EngineUnavailable(f"the embedded engine's health is {response.status_code}")
+
+    async def close(self) -> None:
+        """See `Engine.close`. No child is left when it returns."""
+        self._closed = True
+        supervisors, self._supervisors = list(self._supervisors.values()), {}
+        await asyncio.gather(*(supervisor.close() for supervisor in supervisors))
+
+    async def _child(self, model_version: str, *, embedding: bool = False) -> ChildProcess:
+        if self._closed:
+            raise EngineUnavailable("the embedded engine is closed")
+        self._installed(model_version)
+        key = (model_version, embedding)
+        if key not in self._supervisors:
+            options = ChildOptions(
+                model=str(self._gguf(model_version)),
+                key=secrets.token_urlsafe(32),
+                context_tokens=self.context_tokens,
+                parallel=1 if embedding else self.parallel,
+                threads=self.threads,
+                embedding=embedding,
+            )
+            self._supervisors[key] = Supervisor(model_version, options)
+        supervisor = self._supervisors[key]
+        try:
+            return await supervisor.child()
+        except EngineFailed:  # it never ran: the next call may try anew, with a file that was mended
+            if self._supervisors.get(key) is supervisor:
+                del self._supervisors[key]
+            await supervisor.close()
+            raise
+
+    async def _stop(self, name: str) -> None:
+        for embedding in (False, True):
+            if supervisor := self._supervisors.pop((name, embedding), None):
+                await supervisor.close()
+
+    def _installed(self, name: str) -> None:
+        check_name(name)
+        if self._about(name) is None:
+            raise NotFound(f"model version {name} is not installed on this engine")
+
+    def _about(self, name: str) -> dict[str, Any] | None:
+        try:
+            about: dict[str, Any] = json.loads(self._sidecar(name).read_text())
+        except FileNotFoundError:
+            return None
+        return about
+
+    def _gguf(self, name: str) -> Path:
+        return self.models_dir / f"{name.replace(':', '@')}.gguf"
+
+    def _sidecar(self, name: str) -> Path:
+        return self.models_dir / f"{name.replace(':', '@')}.json"
+
+    def _copy_in(self, name: str, path: Path, sha256: str) -> None:
+        """Both files appear by atomic rename, the sidecar last: only a version that has one is installed."""
+        self.models_dir.mkdir(parents=True, exist_ok=True)
+        partial = self._gguf(name).with_suffix(".gguf.partial")
+        try:
+            size = checked_copy(path, sha256, partial)
+            _sync(partial)
+            partial.replace(self._gguf(name))
+            about = {"name": name, "sha256": sha256, "size_bytes": size, "installed_at": int(time.time())}
+            partial.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+            _sync(partial)
+            partial.replace(self._sidecar(name))
+            _sync(self.models_dir)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def _completion(generation: Generation) -> dict[str, Any]:
+    """The body of llama.cpp's POST /completion; what the caller cannot set is pinned as on Ollama."""
+    if not generation.prompt:
+        raise InvalidArgument("the prompt is empty", "messages")
+    sampling = generation.sampling
+    body: dict[str, Any] = {
+        "prompt": generation.prompt,
+        "stream": True,
+        "cache_prompt": True,
+        "n_predict": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": 0.0,
+        "repeat_penalty": 1.0,
+        "seed": -1 if sampling.seed is None else sampling.seed & 0xFFFFFFFF,
+        "stop": list(dict.fromkeys((*generation.stop, *sampling.stop))),
+    }
+    if generation.json_schema is not None:
+        body["json_schema"] = laid_out(checked_schema(generation.json_schema))
+    return body
+
+
+def _event(line: bytes) -> dict[str, Any] | None:
+    """The JSON of a server-sent event; None for a line that is a comment (a ping)."""
+    kind, _, data = line.partition(b": ")
+    if kind not in (b"data", b"error"):
+        return None
+    try:
+        event = json.loads(data)
+        if isinstance(event, dict):
+            if "error" in event:
+                raise _refusal(int(event["error"].get("code", 500)), data)
+            return event
+    except (ValueError, AttributeError, TypeError) as error:
+        raise EngineFailed("the embedded engine streamed something that is not its JSON") from error
+    raise EngineFailed("the embedded engine streamed something that is not its JSON")
+
+
+def _finished(event: dict[str, Any]) -> Finished:
+    try:
+        reason = _FINISH[event["stop_type"]]
+        return Finished(reason, Usage(int(event["tokens_evaluated"]), int(event["tokens_predicted"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFailed("the embedded engine's last word lacks its reason or its token counts") from error
+
+
+def _refusal(status: int, body: bytes) -> AgentLoopError:
+    """What an error answer of llama.cpp's server means. Its text may quote the request: it is dropped.
+
+    Its types of errors: https://github.com/ggml-org/llama.cpp/blob/master/tools/server/server-common.cpp
+    """
+    try:
+        error = json.loads(body)["error"]
+        kind = str(error.get("type", ""))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        error, kind = {}, ""
+    if kind == "exceed_context_size_error":
+        return InvalidArgument(
+            f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, and the context holds"
+            f" {error.get('n_ctx', 'fewer')}; shorten the conversation",
+            "messages",
+        )
+    if status == 400 or kind == "invalid_request_error":
+        return InvalidArgument("the embedded engine cannot do what this request asks")
+    if status == 503 or kind == "unavailable_error":
+        return EngineUnavailable("the embedded engine is still loading; try again")
+    return EngineFailed(f"the embedded engine answered with status {status}")
+
+
+@contextlib.asynccontextmanager
+async def _errors(child: ChildProcess) -> AsyncIterator[None]:
+    """Every error of httpx, in our words (see `ERRORS`)."""
+    try:
+        yield
+    except tuple(ERRORS) as error:
+        await child.settle()  # so that the next caller finds the next child, and the text is true
+        raise error_for(error, child) from error
+
+
+def error_for(error: Exception, child: ChildProcess) -> AgentLoopError:
+    """The error of ours that an error of httpx means."""
+    kind = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+    state = "its process died" if not child.alive else type(error).__name__
+    return kind(f"the embedded engine broke off ({state}); try again")
+
+
+ERRORS: dict[type[Exception], type[AgentLoopError]] = {
+    httpx.TransportError: EngineUnavailable,  # refused, reset, timed out, cut off
+    httpx.HTTPError: EngineFailed,  # undecodable, redirected in circles
+    httpx.InvalidURL: EngineFailed,
+    httpx.CookieConflict: EngineFailed,
+    httpx.StreamError: EngineFailed,
+}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
