@@ -196,6 +196,7 @@ class FakeSpool:
         self.hold: asyncio.Event | None = None
         self.max_bytes = max_bytes
         self.committed = 0
+        self.dead: list[tuple[object, str]] = []
         self.closed = False
         self.opened = False
 
@@ -223,6 +224,12 @@ class FakeSpool:
 
     async def commit(self, position: int) -> None:
         self.committed = position
+
+    async def dead_letter(self, position: int, what: object, reason: str) -> None:
+        self.dead.append((what, reason))
+
+    async def wait(self, seconds: float) -> None:
+        await asyncio.sleep(0.01)
 
     async def close(self) -> None:
         self.closed = True
