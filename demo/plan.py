@@ -1,0 +1,60 @@
+"""What one demo does, and where: the options of `python -m demo`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HOME = Path(__file__).resolve().parents[1]
+NIGHT = (sys.executable, str(HOME / "scripts" / "night.py"))
+REQUESTS = 320
+TRAFFIC_SECONDS = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Places, commands and amounts; times in seconds. Commands can be others, for a test that is short."""
+
+    state_dir: Path
+    cycles_dir: Path
+    base_gguf: Path
+    model_name: str = "gemma-3-270m"
+    engine: str = "embedded"
+    requests: int = REQUESTS
+    traffic_seconds: float = TRAFFIC_SECONDS
+    in_flight: int = 5
+    night_pace: float = 5.0
+    rollout_pace: float = 1.0
+    install: tuple[str, ...] = ()
+    server: tuple[str, ...] = (sys.executable, "-m", "grpc_server")
+    night: tuple[str, ...] = NIGHT
+    commanded_at: float = field(default_factory=time.time)
+
+    @property
+    def log_dir(self) -> Path:
+        """Where each program's log is."""
+        return self.state_dir / "log"
+
+    @property
+    def private_dir(self) -> Path:
+        """What only the demo reads: tokens, and how far it has got through the questions."""
+        return self.state_dir / "demo"
+
+    @property
+    def postmaster_pid(self) -> Path:
+        """Written by the local Postgres: its process id."""
+        return self.state_dir / "postgres" / "postmaster.pid"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the parts of the loop read, each for itself."""
+        return {
+            "AGENTLOOP_STATE_DIR": str(self.state_dir),
+            "AGENTLOOP_CYCLES_DIR": str(self.cycles_dir),
+            "AGENTLOOP_BASE_GGUF": str(self.base_gguf),
+            "AGENTLOOP_MODEL_NAME": self.model_name,
+            "AGENTLOOP_ENGINE": self.engine,
+            "DO_NOT_TRACK": "1",
+        }
