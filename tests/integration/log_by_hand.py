@@ -1,0 +1,141 @@
+"""A log filled by hand: rows put straight into its tables, in transactions that a test holds open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from uuid6 import uuid7
+
+WEATHER = {
+    "name": "weather",
+    "description": "The weather of a place.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+        "required": ["city"],
+    },
+}
+START = datetime(2026, 1, 30, 12, 0, tzinfo=UTC)
+
+_SCHEMA = """
+CREATE TABLE inference (
+  id uuid PRIMARY KEY, changed_xid xid8 NOT NULL DEFAULT pg_current_xact_id(), caller text, key_id text,
+  alias text, model_version text, target_role text, session_id text, request jsonb, answer jsonb, status text,
+  finish_reason text, error text, input_tokens int, output_tokens int, queue_ms float8, ttft_ms float8,
+  total_ms float8, started_at timestamptz, ended_at timestamptz);
+CREATE TABLE feedback (
+  id uuid PRIMARY KEY, inference_id uuid, changed_xid xid8 NOT NULL DEFAULT pg_current_xact_id(), caller text,
+  created_at timestamptz, boolean boolean, score float8, comment text, demonstration jsonb);
+CREATE VIEW learning_log AS
+SELECT i.id AS inference_id,
+  (SELECT max(x) FROM (SELECT i.changed_xid AS x UNION ALL
+     SELECT f.changed_xid FROM feedback f WHERE f.inference_id = i.id) AS changes)::text AS changed_xid,
+  i.caller, i.key_id, i.alias, i.model_version, i.target_role, i.session_id, i.request, i.answer, i.status,
+  i.finish_reason, i.error, i.input_tokens, i.output_tokens, i.queue_ms, i.ttft_ms, i.total_ms, i.started_at,
+  i.ended_at,
+  coalesce((SELECT jsonb_agg(jsonb_build_object('id', f.id, 'created_at', f.created_at, 'caller', f.caller,
+     'boolean', f.boolean, 'score', f.score, 'comment', f.comment, 'demonstration', f.demonstration)
+     ORDER BY f.created_at, f.id) FROM feedback f WHERE f.inference_id = i.id), '[]'::jsonb) AS feedback
+FROM inference i WHERE i.status <> 'started';
+DO $$ BEGIN CREATE ROLE agentloop_freeze NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+GRANT SELECT ON learning_log TO agentloop_freeze;
+"""
+
+
+def create(dsn: str) -> None:
+    """The tables, the view and the role that freezing reads by."""
+    with psycopg.connect(dsn) as connection:
+        connection.execute(_SCHEMA)
+
+
+def user(content: str) -> dict[str, Any]:
+    return {"role": "user", "content": content, "tool_calls": [], "tool_name": ""}
+
+
+def assistant(content: str = "", *calls: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    made = [{"name": name, "arguments": arguments} for name, arguments in calls]
+    return {"role": "assistant", "content": content, "tool_calls": made, "tool_name": ""}
+
+
+def request(*messages: dict[str, Any], tools: tuple[dict[str, Any], ...] = (WEATHER,)) -> dict[str, Any]:
+    return {
+        "messages": list(messages),
+        "tools": list(tools),
+        "tool_choice": "auto",
+        "sampling": {
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "top_k": 1,
+            "max_tokens": 64,
+            "seed": 1,
+            "stop": [],
+        },
+        "response_schema": None,
+    }
+
+
+def infer(connection: psycopg.Connection[Any], **other: Any) -> UUID:
+    """Store one ended inference in the connection's transaction; `other` replaces columns."""
+    inference_id = other.pop("id", None) or uuid7()
+    row = {
+        "id": inference_id,
+        "caller": "travel",
+        "key_id": "k" * 12,
+        "alias": "default",
+        "model_version": "gemma-3-270m:base",
+        "target_role": "stable",
+        "session_id": "s1",
+        "request": request(user("What is the weather in Oslo?")),
+        "answer": assistant("It rains."),
+        "status": "ok",
+        "finish_reason": "stop",
+        "error": "",
+        "input_tokens": 40,
+        "output_tokens": 5,
+        "queue_ms": 0.5,
+        "ttft_ms": 30.0,
+        "total_ms": 120.0,
+        "started_at": START,
+        "ended_at": START + timedelta(seconds=1),
+    } | other
+    _insert(connection, "inference", row)
+    return inference_id
+
+
+def give_feedback(connection: psycopg.Connection[Any], inference_id: UUID, **value: Any) -> UUID:
+    """Store one feedback on an inference in the connection's transaction."""
+    feedback_id = uuid7()
+    row = {"id": feedback_id, "inference_id": inference_id, "caller": "travel", "created_at": START} | value
+    _insert(connection, "feedback", row)
+    return feedback_id
+
+
+def _insert(connection: psycopg.Connection[Any], table: str, row: dict[str, Any]) -> None:
+    names = ", ".join(row)
+    places = ", ".join(f"%({name})s" for name in row)
+    values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
+    connection.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", values)
+
+
+@contextmanager
+def new_database(server_dsn: str, name: str) -> Iterator[str]:
+    """A database of its own on a running server, dropped afterwards."""
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"')
+    try:
+        yield psycopg.conninfo.make_conninfo(server_dsn, dbname=name)
+    finally:
+        with psycopg.connect(server_dsn, autocommit=True) as connection:
+            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+def verdict(cycle: Path) -> None:
+    """A gate's verdict, which is all that moves the watermark."""
+    (cycle / "gate.json").write_text('{"verdict": "inconclusive"}', encoding="utf-8")
