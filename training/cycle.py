@@ -185,10 +185,11 @@ def done(record: Path, inputs: Mapping[str, Any], outputs: Sequence[Path] = ()) 
 
 @contextmanager
 def step(cycle: Path, name: str, *, seed: int | None = None, packages: Sequence[str] = ()) -> Iterator[None]:
-    """Run a step: alone, and, if it ends well, with a note in `steps/<name>.json`.
+    """Run a step: alone, and with a note in `steps/<name>.json` of how it went.
 
-    The note has started_at and ended_at (UTC), seconds, peak_memory_gb (of this process and all its
-    children together, 10^9 bytes, sampled each second), versions (Python, and each of `packages`), seed.
+    The note has outcome (done, failed) with its reason, started_at and ended_at (UTC), seconds,
+    peak_memory_gb (of this process and all its children together, 10^9 bytes, sampled each second), versions
+    (Python, and each of `packages`), seed.
 
     Raises:
         StepRunningError: if another process is in the same step of this cycle.
@@ -203,19 +204,25 @@ def step(cycle: Path, name: str, *, seed: int | None = None, packages: Sequence[
                 f"{name} of {cycle.name} is running in another process; wait for it"
             ) from None
         started, clock = datetime.now(UTC), monotonic()
-        with _peak_memory() as peak_bytes:
-            yield
-        write_json(
-            notes / f"{name}.json",
-            {
+        outcome, reason, peak = "done", "", _Peak()
+        try:
+            with _watched(peak):
+                yield
+        except BaseException as error:
+            outcome, reason = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
+            raise
+        finally:
+            note = {
+                "outcome": outcome,
+                "reason": reason,
                 "started_at": started.isoformat(),
                 "ended_at": datetime.now(UTC).isoformat(),
                 "seconds": round(monotonic() - clock, 3),
-                "peak_memory_gb": round(peak_bytes() / 1e9, 3),
+                "peak_memory_gb": round(peak.bytes / 1e9, 3),
                 "versions": _versions(packages),
                 "seed": seed,
-            },
-        )
+            }
+            write_json(notes / f"{name}.json", note)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:
@@ -229,21 +236,20 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
 
 
 class _Peak:
+    """The most bytes seen; never less than the kernel's own record for this process."""
+
     def __init__(self) -> None:
         self.bytes = 0
 
-    def __call__(self) -> int:
-        """The most bytes seen; never less than the kernel's own record for this process."""
-        return max(self.bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
-
     def sample(self) -> None:
-        self.bytes = max(self.bytes, _tree_bytes())
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.bytes = max(self.bytes, own, _tree_bytes())
 
 
 @contextmanager
-def _peak_memory() -> Iterator[_Peak]:
-    """Watch this process and its children until the block ends."""
-    peak, over = _Peak(), threading.Event()
+def _watched(peak: _Peak) -> Iterator[None]:
+    """Sample the memory of this process and its children until the block ends."""
+    over = threading.Event()
 
     def watch() -> None:
         peak.sample()
@@ -253,11 +259,11 @@ def _peak_memory() -> Iterator[_Peak]:
     watcher = threading.Thread(target=watch, name="peak-memory", daemon=True)
     watcher.start()
     try:
-        yield peak
-        peak.sample()
+        yield
     finally:
         over.set()
         watcher.join()
+        peak.sample()
 
 
 def _tree_bytes() -> int:

@@ -116,13 +116,15 @@ def test_a_step_notes_its_time_memory_versions_and_seed(tmp_path: Path) -> None:
     assert note["versions"]["scipy"][0].isdigit()
 
 
-def test_a_step_that_fails_leaves_no_note_and_can_run_again(tmp_path: Path) -> None:
+def test_a_step_that_fails_is_noted_with_its_reason_and_can_run_again(tmp_path: Path) -> None:
+    note = tmp_path / "steps" / "curate.json"
     with pytest.raises(RuntimeError), cycle.step(tmp_path, "curate"):
-        raise RuntimeError
-    assert not (tmp_path / "steps" / "curate.json").exists()
+        raise RuntimeError("no space left")
+    assert cycle.read_json(note)["outcome"] == "failed"
+    assert cycle.read_json(note)["reason"] == "RuntimeError: no space left"
     with cycle.step(tmp_path, "curate"):
         pass
-    assert (tmp_path / "steps" / "curate.json").exists()
+    assert cycle.read_json(note)["outcome"] == "done" and cycle.read_json(note)["reason"] == ""
 
 
 def _enter(where: Path, outcome: "multiprocessing.Queue[str]") -> None:

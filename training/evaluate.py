@@ -1,0 +1,138 @@
+"""How good are champion and candidate? Asks both the same questions, through a server of their own.
+
+Who is asked: the champion (stable target of the live server's route `default`), the candidate (this cycle's
+model.gguf), and, on the target suite, the untouched base, shown examples and held to the schema. All answer
+greedily. What is measured is what will serve: the same program, engine and renderer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from grpc_server.domain.plain import message_from_plain
+from training import bfcl, cycle, suites
+from training.asking import Answer, Progress, Question, ask_all, key
+from training.statistics import wilson
+from training.subjects import Place, Subject, serving, subjects
+from training.suites import Item, Suite
+
+T = TypeVar("T")
+
+
+def silent(done: int, total: int) -> None:
+    """Show no progress."""
+
+
+def run(
+    directory: Path,
+    place: Place,
+    *,
+    config_file: Path = suites.CONFIG,
+    champion: str | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Write `<cycle>/evaluation/`, unless it is there of the same inputs; return its summary.
+
+    `champion` names a model version instead of asking the live server which one serves.
+
+    Raises:
+        FileNotFoundError: if the cycle has no model.gguf or no dataset.
+        UnknownModelError: if the champion's GGUF cannot be found.
+        agentloop.AgentLoopError: if the live server does not answer.
+        own_server.ServerFailedError: if the server for evaluation fails.
+    """
+    config = suites.read_config(config_file)
+    few_shot = [bfcl.item(item_id) for item_id in config.few_shot]
+    name, sha256 = asyncio.run(serving(place)) if champion is None else (champion, "")
+    asked = subjects(directory, place, few_shot, name, sha256)
+    gate_file = directory / "dataset" / "gate.jsonl"
+    found = {suite: suites.items(suite, gate_file, config.max_tokens) for suite in config.suites}
+    who: dict[str, Any] = {subject.name: subject.who for subject in asked}
+    inputs = {
+        "subjects": who,
+        "suites": {suite.name: suites.sha256(items) for suite, items in found.items()},
+        "options": {"engine": place.engine, "config": config.model_dump(mode="json")},
+    }
+    output = directory / "evaluation"
+    if not cycle.done(output / "evaluation.json", inputs):
+        packages = ("xllamacpp",) if place.engine == "embedded" else ()
+        with cycle.step(directory, "evaluate", seed=0, packages=packages):
+            questions = list(_questions(found, asked, place.engine))
+            answers = asyncio.run(_until_stopped(ask_all(questions, config, place, progress)))
+            rows = {
+                suite.name: [_row(q, answers[q.key]) for q in questions if q.suite == suite.name]
+                for suite in config.suites
+            }
+            _write(output, rows, {**who, "inputs": inputs})
+    return cycle.read_json(output / "summary.json")
+
+
+def _questions(
+    found: Mapping[Suite, Sequence[Item]], asked: Sequence[Subject], engine: str
+) -> Iterator[Question]:
+    for suite, items in found.items():
+        for subject in asked:
+            if subject.name in suite.subjects:
+                for item in items:
+                    request = subject.prepare(item.request)
+                    yield Question(suite.name, item, subject, request, key(subject, request, engine))
+
+
+async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:
+    """The work's result; on SIGTERM the work is cancelled, and so puts away what it started."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise SystemExit(128 + signal.SIGTERM) from None
+    finally:
+        loop.remove_signal_handler(signal.SIGTERM)
+
+
+def _write(output: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], about: Mapping[str, Any]) -> None:
+    with cycle.new_directory(output) as building:
+        for suite, lines in rows.items():
+            with (building / f"{suite}.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(line, ensure_ascii=False, sort_keys=True) + "\n" for line in lines)
+        cycle.write_json(building / "summary.json", {suite: summary(lines) for suite, lines in rows.items()})
+        cycle.write_json(building / "evaluation.json", about)
+
+
+def _row(question: Question, answer: Answer) -> dict[str, Any]:
+    return {
+        "item_id": question.item.id,
+        "subject": question.subject.name,
+        "model_version": question.subject.model_version,
+        "model_sha256": question.subject.sha256,
+        "session_id": question.item.session_id,
+        "correct": question.item.is_right(message_from_plain(answer["answer"])),
+        "finish_reason": answer["finish_reason"],
+        "output_tokens": answer["output_tokens"],
+        "latency_ms": answer["latency_ms"],
+        "answer": answer["answer"],
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By subject: n, correct, accuracy with Wilson's 95 % interval, share of answers cut by max_tokens."""
+    found = {}
+    for subject in dict.fromkeys(row["subject"] for row in rows):
+        own = [row for row in rows if row["subject"] == subject]
+        correct = sum(row["correct"] for row in own)
+        interval = wilson(correct, len(own))
+        found[subject] = {
+            "n": len(own),
+            "correct": correct,
+            "accuracy": correct / len(own),
+            "ci_low": interval.low,
+            "ci_high": interval.high,
+            "length_share": sum(row["finish_reason"] == "length" for row in own) / len(own),
+        }
+    return found
