@@ -1,0 +1,270 @@
+"""The only place where parts are put together. Every part is a keyword, so that a test replaces any."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+from grpc_server import migrations
+from grpc_server.adapters.credentials import CachedAuthenticator
+from grpc_server.adapters.embedded import EmbeddedEngine
+from grpc_server.adapters.local_postgres import LocalPostgres
+from grpc_server.adapters.ollama import OllamaEngine
+from grpc_server.adapters.ollama_process import OllamaProcess
+from grpc_server.adapters.postgres import PostgresStore
+from grpc_server.adapters.routes import CachedRoutes
+from grpc_server.adapters.spool import FileSpool
+from grpc_server.admission import Admission
+from grpc_server.domain.errors import AgentLoopError, Conflict
+from grpc_server.domain.ports import Authenticator, Engine, Routes
+from grpc_server.domain.types import Route, Target, TargetRole
+from grpc_server.drain import Drain
+from grpc_server.inference import Inference
+from grpc_server.metrics import Metrics
+from grpc_server.settings import Settings
+from grpc_server.transports import Running, listen, refuse_plaintext
+
+log = logging.getLogger(__name__)
+
+ALIASES = ("default", "agent")
+"""What a new installation routes to its base model."""
+FLUSH_SECONDS = 10.0
+"""What Postgres gets to take the rest of the spool; what it does not take stays on disk."""
+
+
+@contextlib.asynccontextmanager
+async def service(
+    settings: Settings,
+    *,
+    migrate: bool = False,
+    store: Any = None,
+    engine: Engine | None = None,
+    spool: Any = None,
+    authenticator: Authenticator | None = None,
+    routes: Routes | None = None,
+    metrics: Metrics | None = None,
+) -> AsyncIterator[Running]:
+    """A whole server, of the settings' parts where none is given; closes what it opened.
+
+    At the end: NOT_SERVING, streams finish or end with UNAVAILABLE, the spool is flushed, then the engine and
+    the database are closed.
+    """
+    refuse_plaintext(settings)
+    metrics = metrics or Metrics()
+    async with contextlib.AsyncExitStack() as stack:
+        if store is None:
+            store = await stack.enter_async_context(_postgres(settings, migrate=migrate))
+        if engine is None:
+            engine = await stack.enter_async_context(_engine(settings))
+        if spool is None:
+            spool = await stack.enter_async_context(_spool(settings))
+        metrics.logged(spool.state().records)
+        await stack.enter_async_context(_draining(spool, store, metrics))
+        if authenticator is None:
+            authenticator = await stack.enter_async_context(_authenticator(settings, store))
+        if routes is None:
+            routes = await stack.enter_async_context(_routes(settings, store))
+        await route_to_base(settings, engine, routes)
+        await _load_routed(engine, routes)
+        inference = Inference(
+            engine,
+            spool,
+            routes,
+            metrics,
+            admission=Admission(
+                engine.parallel, queue_size=settings.queue_size, queue_seconds=settings.queue_seconds
+            ),
+            server_id=settings.server_id,
+            default_deadline_seconds=settings.default_deadline_seconds,
+        )
+        running = await stack.enter_async_context(
+            listen(
+                settings,
+                inference=inference,
+                engine=engine,
+                spool=spool,
+                routes=routes,
+                authenticator=authenticator,
+                check_store=store.check,
+                metrics=metrics,
+            )
+        )
+        stack.enter_context(_announced(settings.state_dir / "server.json", running))
+        yield running
+
+
+def migrate(settings: Settings) -> str:
+    """Bring the database that is set, or the local one, up to date; returns what was done, for a person."""
+    dsn = settings.database_url.get_secret_value()
+    if dsn:
+        migrations.migrate(dsn)
+        return "the database is up to date"
+    with LocalPostgres(settings.state_dir / "postgres") as local:
+        migrations.migrate(local.dsn("agentloop"))
+        return f"the local database in {local.data_dir} is up to date"
+
+
+async def serve(settings: Settings, *, migrate: bool = False) -> None:
+    """Run a server until SIGTERM or SIGINT; a second signal cuts short whatever its shutdown waits for."""
+    loop = asyncio.get_running_loop()
+    main, stop = asyncio.current_task(), asyncio.Event()
+
+    def on_signal() -> None:
+        if stop.is_set() and main is not None:
+            log.warning("forced to stop")
+            main.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    async with service(settings, migrate=migrate) as running:
+        log.info("ready", extra={"grpc_address": running.grpc_address, "http_address": running.http_address})
+        await stop.wait()
+    log.info("stopped")
+
+
+@contextlib.asynccontextmanager
+async def _postgres(settings: Settings, *, migrate: bool) -> AsyncIterator[PostgresStore]:
+    """The database that is set, or a local one, brought up to date."""
+    async with contextlib.AsyncExitStack() as stack:
+        dsn = settings.database_url.get_secret_value()
+        if not dsn:
+            local = LocalPostgres(settings.state_dir / "postgres")
+            await asyncio.to_thread(local.__enter__)
+            stack.push_async_callback(asyncio.to_thread, local.__exit__, None, None, None)
+            dsn = await asyncio.to_thread(local.dsn, "agentloop")
+            migrate = True
+        if migrate:
+            await asyncio.to_thread(migrations.migrate, dsn)
+        store = PostgresStore(dsn)
+        await store.open()
+        stack.push_async_callback(store.close)
+        yield store
+
+
+@contextlib.asynccontextmanager
+async def _engine(settings: Settings) -> AsyncIterator[Engine]:
+    if settings.engine == "embedded":
+        async with EmbeddedEngine(
+            settings.state_dir / "models" / "versions",
+            context_tokens=settings.context_tokens,
+            parallel=settings.parallel,
+            threads=settings.threads,
+        ) as engine:
+            yield engine
+        return
+    async with contextlib.AsyncExitStack() as stack:
+        url = settings.ollama_url
+        if not url:
+            process = OllamaProcess(
+                settings.ollama_bin, settings.state_dir / "ollama", parallel=settings.parallel
+            )
+            url = (await stack.enter_async_context(process)).url
+        yield await stack.enter_async_context(
+            OllamaEngine(
+                url,
+                state_dir=settings.state_dir,
+                context_tokens=settings.context_tokens,
+                parallel=settings.parallel,
+            )
+        )
+
+
+@contextlib.asynccontextmanager
+async def _spool(settings: Settings) -> AsyncIterator[FileSpool]:
+    spool = FileSpool(settings.spool_dir, settings.server_id, int(settings.spool_max_bytes))
+    await spool.open()
+    try:
+        yield spool
+    finally:
+        await spool.close()
+
+
+@contextlib.asynccontextmanager
+async def _draining(spool: Any, store: Any, metrics: Metrics) -> AsyncIterator[Drain]:
+    """Store what the spool holds, all the while, and at the end what is left of it."""
+    drain = Drain(spool, store, stored=metrics.stored, dead_lettered=metrics.dead_lettered)
+    task = asyncio.create_task(drain.run(), name="drain")
+    try:
+        yield drain
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if not await drain.flush(FLUSH_SECONDS):
+            log.warning("the database did not take all records", extra={"left": spool.state().records})
+
+
+@contextlib.asynccontextmanager
+async def _authenticator(settings: Settings, store: Any) -> AsyncIterator[CachedAuthenticator]:
+    cache = settings.state_dir / "cache" / "tokens.json"
+    authenticator = CachedAuthenticator(store, cache, settings.cache_seconds)
+    await authenticator.start()
+    try:
+        yield authenticator
+    finally:
+        await authenticator.close()
+
+
+@contextlib.asynccontextmanager
+async def _routes(settings: Settings, store: Any) -> AsyncIterator[CachedRoutes]:
+    routes = CachedRoutes(store, settings.state_dir / "cache" / "routes.json", settings.cache_seconds)
+    await routes.start()
+    try:
+        yield routes
+    finally:
+        await routes.close()
+
+
+async def route_to_base(settings: Settings, engine: Engine, routes: Routes) -> None:
+    """Where there is no route at all yet, install the base model and lead the aliases to it."""
+    if routes.all():
+        return
+    if not settings.base_gguf.exists():
+        log.warning("there is no route, and no base model", extra={"base_gguf": str(settings.base_gguf)})
+        return
+    name = f"{settings.model_name}:base"
+    sha256 = await asyncio.to_thread(_sha256, settings.base_gguf)
+    await engine.install(name, settings.base_gguf, sha256)
+    for alias in ALIASES:
+        try:
+            await routes.set(Route(alias, 0, (Target(name, TargetRole.STABLE, 100),)), "bootstrap")
+        except Conflict:
+            log.info("another server has set the route", extra={"alias": alias})
+        except AgentLoopError as error:
+            log.warning("the first route was not set", extra={"alias": alias, "error": str(error)})
+
+
+async def _load_routed(engine: Engine, routes: Routes) -> None:
+    """Bring what routes lead to into memory, so that the first caller does not wait for it."""
+    names = {target.model_version for route in routes.all() for target in route.targets if target.weight}
+    for name in sorted(names):
+        try:
+            await engine.load(name)
+        except AgentLoopError as error:
+            log.warning("a model version was not loaded", extra={"model_version": name, "error": str(error)})
+
+
+@contextlib.contextmanager
+def _announced(path: Path, running: Running) -> Iterator[None]:
+    """`server.json`, for those who look for a server's addresses, while it runs."""
+    content = {"grpc_address": running.grpc_address, "http_address": running.http_address, "pid": os.getpid()}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+    partial.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,165 @@
+"""Take calls over gRPC and HTTP, on parts that someone else put together, and stop in the right order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1._async import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from agentloop.v1 import (
+    feedback_pb2,
+    feedback_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
+from grpc_server.domain.errors import Precondition
+from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
+from grpc_server.http.app import make_app
+from grpc_server.http.listener import join_address, listening
+from grpc_server.inference import Inference
+from grpc_server.interceptors.auth import AuthInterceptor
+from grpc_server.interceptors.errors import ErrorInterceptor
+from grpc_server.metrics import Metrics
+from grpc_server.readiness import Readiness
+from grpc_server.servicers.feedback import FeedbackServicer
+from grpc_server.servicers.inference import InferenceServicer
+from grpc_server.servicers.models import ModelServicer
+from grpc_server.settings import Settings, is_loopback, split_address
+
+log = logging.getLogger(__name__)
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+"""Above the API's 1 MiB of text, so that what is too large is refused with a sentence."""
+STOP_SECONDS = 2.0
+"""What short calls get to finish once all streams have ended."""
+WATCH_SECONDS = 2.0
+
+SERVICES = (
+    inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name,
+    model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+)
+
+OPTIONS: list[tuple[str, Any]] = [
+    ("grpc.so_reuseport", 0),  # a second server on the same port must fail, not share
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 16 * 1024),
+    ("grpc.max_concurrent_streams", 1000),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that takes calls."""
+
+    grpc_address: str
+    http_address: str
+
+
+@contextlib.asynccontextmanager
+async def listen(
+    settings: Settings,
+    *,
+    inference: Inference,
+    engine: Engine,
+    spool: Spool,
+    routes: Routes,
+    authenticator: Authenticator,
+    check_store: Callable[[], Awaitable[object]],
+    metrics: Metrics,
+) -> AsyncIterator[Running]:
+    """Take calls while the block runs. Then: NOT_SERVING, streams finish or end, listeners close.
+
+    What it is given stays open: whoever opened it closes it.
+
+    Raises:
+        Precondition: for an address that other machines reach, unless `allow_plaintext`.
+        OSError: if an address cannot be had.
+    """
+    refuse_plaintext(settings)
+    admission = inference.admission
+    metrics.watch(spool=spool.state, in_flight=lambda: admission.in_flight, queued=lambda: admission.queued)
+    readiness = Readiness(engine, spool, routes, check_store)
+    health = HealthServicer()
+    async with contextlib.AsyncExitStack() as stack:
+        http_address = await stack.enter_async_context(
+            listening(make_app(readiness, metrics), settings.http_address)
+        )
+        listener = grpc.aio.server(
+            options=OPTIONS, interceptors=[ErrorInterceptor(), AuthInterceptor(authenticator)]
+        )
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(inference), listener)
+        feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
+            FeedbackServicer(spool, logged=metrics.logged), listener
+        )
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(engine, routes), listener)
+        health_pb2_grpc.add_HealthServicer_to_server(health, listener)
+        reflection.enable_server_reflection(
+            (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
+            listener,
+        )
+        grpc_address = _bind(listener, settings.grpc_address)
+        await _tell(health, metrics, readiness)
+        await listener.start()
+        stack.push_async_callback(listener.stop, min(settings.grace_seconds, STOP_SECONDS))
+        watch = asyncio.create_task(_watch(health, metrics, readiness), name="watch")
+
+        async def close() -> None:
+            readiness.closing = True
+            watch.cancel()
+            await health.enter_graceful_shutdown()
+            log.info("shutting down", extra={"in_flight": admission.in_flight, "queued": admission.queued})
+            await inference.drain(settings.grace_seconds)
+
+        stack.push_async_callback(close)
+        yield Running(grpc_address, http_address)
+
+
+def refuse_plaintext(settings: Settings) -> None:
+    """Raises Precondition if tokens and prompts would cross a network unencrypted."""
+    for name in ("grpc_address", "http_address"):
+        address = getattr(settings, name)
+        if not is_loopback(address) and not settings.allow_plaintext:
+            raise Precondition(
+                f"{name} is {address}, which other machines reach, and there is no encryption; listen on"
+                " 127.0.0.1, or set allow_plaintext=true where the network is private"
+            )
+
+
+def _bind(listener: grpc.aio.Server, address: str) -> str:
+    host, _ = split_address(address)
+    try:
+        port = listener.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"grpc_address {address} cannot be had: is another server running there?") from error
+    return join_address(host, port)
+
+
+async def _watch(health: HealthServicer, metrics: Metrics, readiness: Readiness) -> None:
+    while True:
+        await asyncio.sleep(WATCH_SECONDS)
+        await _tell(health, metrics, readiness)
+
+
+async def _tell(health: HealthServicer, metrics: Metrics, readiness: Readiness) -> None:
+    state = await readiness.state()
+    metrics.engine_is(state.engine.ok)
+    metrics.store_is(state.store.ok)
+    status = health_pb2.HealthCheckResponse
+    for service in ("", *SERVICES):
+        await health.set(service, status.SERVING if state.ready else status.NOT_SERVING)

@@ -1,0 +1,119 @@
+"""A real gRPC and HTTP server on free ports, on fakes; imported by the tests of the transports."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2_grpc
+from grpc_server.admission import Admission
+from grpc_server.domain.types import Caller, Scope
+from grpc_server.inference import Inference
+from grpc_server.metrics import Metrics
+from grpc_server.settings import Settings
+from grpc_server.transports import Running, listen
+from tests.fakes import FakeAuthenticator, FakeEngine, FakeLogStore, FakeRoutes, FakeSpool
+
+TOKENS = {
+    "al_admin": Caller("k-admin", "admin", frozenset({Scope.ADMIN})),
+    "al_infer": Caller("k-infer", "billing", frozenset({Scope.INFER})),
+    "al_feedback": Caller("k-feedback", "reviewers", frozenset({Scope.FEEDBACK})),
+    "al_read": Caller("k-read", "dashboard", frozenset({Scope.MODELS_READ})),
+    "al_write": Caller("k-write", "rollout", frozenset({Scope.MODELS_WRITE})),
+}
+
+
+def bearer(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),)
+
+
+@dataclass
+class Bench:
+    """Parts, and stubs on the server that runs them."""
+
+    engine: FakeEngine = field(default_factory=FakeEngine)
+    spool: FakeSpool = field(default_factory=FakeSpool)
+    routes: FakeRoutes = field(default_factory=FakeRoutes)
+    store: FakeLogStore = field(default_factory=FakeLogStore)
+    authenticator: FakeAuthenticator = field(default_factory=lambda: FakeAuthenticator(dict(TOKENS)))
+    metrics: Metrics = field(default_factory=Metrics)
+    settings: dict[str, Any] = field(default_factory=dict)
+    queue_size: int = 64
+    running: Running | None = None
+    channel: Any = None
+    chat_stub: Any = None
+    feedback_stub: Any = None
+    model_stub: Any = None
+
+    @contextlib.asynccontextmanager
+    async def run(self, state_dir: Path) -> AsyncIterator[Bench]:
+        settings = Settings(
+            **{
+                "state_dir": state_dir,
+                "grpc_address": "127.0.0.1:0",
+                "http_address": "127.0.0.1:0",
+                "grace_seconds": 0.2,
+                **self.settings,
+            }
+        )
+        inference = Inference(
+            self.engine,
+            self.spool,
+            self.routes,
+            self.metrics,
+            admission=Admission(self.engine.parallel, queue_size=self.queue_size),
+            default_deadline_seconds=settings.default_deadline_seconds,
+        )
+        async with (
+            listen(
+                settings,
+                inference=inference,
+                engine=self.engine,
+                spool=self.spool,
+                routes=self.routes,
+                authenticator=self.authenticator,
+                check_store=self.store.check,
+                metrics=self.metrics,
+            ) as self.running,
+            grpc.aio.insecure_channel(self.running.grpc_address) as self.channel,
+        ):
+            self.chat_stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+            self.feedback_stub = feedback_pb2_grpc.FeedbackServiceStub(self.channel)
+            self.model_stub = model_pb2_grpc.ModelServiceStub(self.channel)
+            yield self
+
+    async def chat(
+        self, request: inference_pb2.ChatRequest | None = None, token: str = "al_infer", **options: Any
+    ) -> list[inference_pb2.ChatResponse]:
+        call = self.chat_stub.Chat(request or hello(), metadata=bearer(token), **options)
+        return [event async for event in call]
+
+    async def until_ended(self, count: int = 1) -> None:
+        """Until that many inferences have their end in the spool."""
+        async with asyncio.timeout(10):
+            while len(self.spool.ends) < count:
+                await asyncio.sleep(0.005)
+
+
+def hello(text: str = "Hi", **fields: Any) -> inference_pb2.ChatRequest:
+    message = inference_pb2.Message(role=inference_pb2.ROLE_USER, content=text)
+    return inference_pb2.ChatRequest(messages=[message], **fields)
+
+
+async def status_of(call: Any) -> grpc.aio.AioRpcError:
+    """The error that a unary call, or the reading of a stream, ends with."""
+    try:
+        if hasattr(call, "__aiter__"):
+            async for _ in call:
+                pass
+        else:
+            await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError("the call did not fail")
