@@ -113,7 +113,7 @@ def local_database(state_dir: Path) -> str:
     Raises:
         FreezeError: if none runs there.
     """
-    pid_file = state_dir / "postgres" / "postmaster.pid"
+    pid_file = state_dir / "postgres" / "cluster" / "postmaster.pid"
     try:
         # Its lines, by Postgres' own documentation: pid, data folder, start time, port, socket folder, …
         lines = pid_file.read_text(encoding="utf-8").splitlines()

