@@ -170,10 +170,10 @@ def _print_events(events: Iterable[ChatEvent], as_json: bool) -> None:
                 inference = f"inference {event.inference_id} by {event.model_version}"
                 typer.echo(inference, err=True)
             case TextDelta():
-                typer.echo(printable(event.text, terminal), nl=False)
+                typer.echo(printable(event.text, terminal), nl=False, color=True)  # as it is
             case ToolCall():
                 call = json.dumps(asdict(event), ensure_ascii=False)
-                typer.echo(printable(call, terminal), nl=False)
+                typer.echo(printable(call, terminal), nl=False, color=True)
             case Completed():
                 typer.echo()
                 typer.echo(

@@ -4,6 +4,8 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export AGENTLOOP_ENGINE="${1:-embedded}"
+AGENTLOOP_DEMO_STARTED="$(date +%s)" # the first answer is timed from here
+export AGENTLOOP_DEMO_STARTED
 
 "$(scripts/uv.sh)" sync --frozen --inexact --extra demo
 if [[ "$AGENTLOOP_ENGINE" == ollama ]]; then
