@@ -231,7 +231,7 @@ Clear the task: answers already given are cached.
         retries=3,
     )
 
-    @task.bash(  # type: ignore[call-overload]
+    @task.bash(  # type: ignore[call-overload, untyped-decorator]
         skip_on_exit_code=None,  # Ansible's 99 is an interrupt
         **_operator(
             """

@@ -1,0 +1,192 @@
+"""What a server's `/metrics` says of each model version, between two moments.
+
+Standard library only: modules run with whatever Python the host has (3.11 or later).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import urllib.request
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+Series = tuple[str, tuple[tuple[str, str], ...]]  # name, labels in alphabetical order
+
+FAILED = frozenset({"error", "deadline"})  # ends that are the service's; a caller may cancel when it likes
+_LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
+_LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+
+
+def parse(text: str) -> dict[Series, float]:
+    """Every sample of Prometheus' text format 0.0.4.
+
+    https://prometheus.io/docs/instrumenting/exposition_formats/
+
+    Raises:
+        ValueError: a line is neither a comment nor a sample; it is quoted.
+    """
+    samples = {}
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        found = _LINE.match(line.strip())
+        if found is None:
+            raise ValueError(f"not Prometheus' text format: {line[:200]!r}")
+        name, labels, value = found.groups()
+        pairs = tuple(sorted((key, _unescaped(text)) for key, text in _LABEL.findall(labels or "")))
+        samples[name, pairs] = float(value)
+    return samples
+
+
+def _unescaped(text: str) -> str:
+    return _ESCAPE.sub(lambda found: "\n" if found[1] == "n" else found[1], text)
+
+
+def fetch(url: str, timeout: float = 10.0) -> dict[Series, float]:
+    """The samples at `url` now.
+
+    Raises:
+        OSError: no answer, or one that is not 200.
+        ValueError: the answer is no Prometheus text, or `url` no http URL.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"metrics_url is {url!r}; it must begin with http:// or https://")
+    with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310 (the scheme is checked above)
+        return parse(answer.read().decode("utf-8", "replace"))
+
+
+class Increase:
+    """How much each counter grew over several scrapes.
+
+    A counter that fell, or was gone in between, began anew at 0 with its server (Prometheus' `increase()` sees
+    it the same way); one that is seen for the first time after the first scrape began at 0.
+    """
+
+    def __init__(self) -> None:
+        self.total: dict[Series, float] = {}
+        self._last: dict[Series, float] | None = None
+
+    def add(self, samples: Mapping[Series, float]) -> None:
+        """Takes one more scrape; the first is only where counting begins."""
+        if self._last is not None:
+            for series, value in samples.items():
+                before = self._last.get(series, 0.0)
+                grown = value - before if value >= before else value
+                self.total[series] = self.total.get(series, 0.0) + grown
+        self._last = dict(samples)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """What one model version did: counts of requests, and how long they took (seconds)."""
+
+    requests: int = 0  # those that ended well or failed; not those that their callers cancelled
+    failed: int = 0
+    cancelled: int = 0
+    answered: int = 0
+    cut: int = 0  # of the answered: ended by their length
+    output_tokens: int = 0
+    seconds: float = 0.0
+    timed: int = 0
+    buckets: tuple[tuple[float, float], ...] = ()  # upper bound, requests up to it
+
+    @property
+    def failed_share(self) -> float:
+        """Of the requests, 0 to 1; 0 if there were none."""
+        return self.failed / self.requests if self.requests else 0.0
+
+    @property
+    def cut_share(self) -> float:
+        """Of the answers, 0 to 1; 0 if there were none."""
+        return self.cut / self.answered if self.answered else 0.0
+
+    @property
+    def mean(self) -> float | None:
+        """Mean seconds a request; None if none was timed."""
+        return self.seconds / self.timed if self.timed else None
+
+    def quantile(self, q: float) -> float | None:
+        """Seconds under which the share `q` of the requests stayed; None if none was timed.
+
+        Straight lines inside a bucket, the last finite bound beyond it, as Prometheus' `histogram_quantile`.
+        """
+        if not self.buckets or self.buckets[-1][1] <= 0:
+            return None
+        rank, low, below = q * self.buckets[-1][1], 0.0, 0.0
+        for bound, count in self.buckets:
+            if count >= rank and count > below:
+                return low if math.isinf(bound) else low + (bound - low) * (rank - below) / (count - below)
+            low, below = (low if math.isinf(bound) else bound), count
+        return low
+
+    def plain(self) -> dict[str, float | int | None]:
+        """For JSON: counts, shares (0 to 1) and milliseconds."""
+        return {
+            "requests": self.requests,
+            "failed": self.failed,
+            "cancelled": self.cancelled,
+            "cut_by_length": self.cut,
+            "error_share": round(self.failed_share, 4),
+            "length_share": round(self.cut_share, 4),
+            "latency_mean_ms": _milliseconds(self.mean),
+            "latency_p50_ms": _milliseconds(self.quantile(0.5)),
+            "latency_p95_ms": _milliseconds(self.quantile(0.95)),
+            "output_tokens": self.output_tokens,
+        }
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds * 1000, 1)
+
+
+def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Figures:
+    """What `model_version` did for `alias`, as stable or canary, by these totals of counters."""
+    ends: dict[str, float] = {}
+    cut = seconds = timed = tokens = 0.0
+    buckets: dict[float, float] = {}
+    for (name, pairs), value in total.items():
+        labels = dict(pairs)
+        if name == "agentloop_inferences_total":
+            mine = labels.get("alias") == alias and labels.get("model_version") == model_version
+            if mine and labels.get("target_role") != "shadow":
+                status = labels.get("status", "")
+                ends[status] = ends.get(status, 0.0) + value
+                cut += value if status == "ok" and labels.get("finish_reason") == "length" else 0.0
+        elif labels.get("gen_ai_response_model") != model_version:
+            continue
+        elif name == "gen_ai_client_token_usage_tokens_total":
+            tokens += value if labels.get("gen_ai_token_type") == "output" else 0.0
+        elif labels.get("gen_ai_request_model") != alias:
+            continue
+        elif name == "gen_ai_server_request_duration_seconds_sum":
+            seconds += value
+        elif name == "gen_ai_server_request_duration_seconds_count":
+            timed += value
+        elif name == "gen_ai_server_request_duration_seconds_bucket":
+            bound = float(labels["le"])
+            buckets[bound] = buckets.get(bound, 0.0) + value
+    failed = sum(ends.get(status, 0.0) for status in FAILED)
+    return Figures(
+        requests=round(ends.get("ok", 0.0) + failed),
+        failed=round(failed),
+        cancelled=round(ends.get("cancelled", 0.0)),
+        answered=round(ends.get("ok", 0.0)),
+        cut=round(cut),
+        output_tokens=round(tokens),
+        seconds=seconds,
+        timed=round(timed),
+        buckets=tuple(sorted(buckets.items())),
+    )
+
+
+def ended(samples: Mapping[Series, float], alias: str, statuses: Iterable[str] | None = None) -> int:
+    """How many inferences of `alias` ended since the server began, in one of `statuses` (None: in any)."""
+    wanted = None if statuses is None else frozenset(statuses)
+    count = 0.0
+    for (name, pairs), value in samples.items():
+        labels = dict(pairs)
+        if name == "agentloop_inferences_total" and labels.get("alias") == alias:
+            count += value if wanted is None or labels.get("status") in wanted else 0.0
+    return round(count)
