@@ -93,11 +93,11 @@ def postgres(
     ] = None,
 ) -> None:
     """Keep a local Postgres until SIGTERM or SIGINT; its DSN is the first line printed."""
-    from grpc_server.adapters.local_postgres import LocalPostgresFailed, keep
+    from grpc_server.adapters.local_postgres import LocalPostgresError, keep
 
     try:
         keep(data_dir or read_settings().state_dir / "postgres")
-    except (LocalPostgresFailed, OSError) as error:
+    except (LocalPostgresError, OSError) as error:
         fail(str(error))
 
 

@@ -191,7 +191,9 @@ async def _spool(settings: Settings) -> AsyncIterator[FileSpool]:
 @contextlib.asynccontextmanager
 async def _draining(spool: Any, store: Any, metrics: Metrics) -> AsyncIterator[Drain]:
     """Store what the spool holds, all the while, and at the end what is left of it."""
-    drain = Drain(spool, store, stored=metrics.stored, dead_lettered=metrics.dead_lettered)
+    drain = Drain(
+        spool, store, dead_letters=store, stored=metrics.stored, dead_lettered=metrics.dead_lettered
+    )
     task = asyncio.create_task(drain.run(), name="drain")
     try:
         yield drain

@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import traceback
 from datetime import UTC, datetime
 from typing import TextIO
+
+from grpc_server.domain.errors import AgentLoopError
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: at, level, logger, message, whatever `extra` gave, and the traceback."""
+    """One JSON object a line: at, level, logger, message, whatever `extra` gave, error and traceback.
+
+    Of an error that is not ours only the kind is written: its text may quote what someone wrote.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -23,9 +29,19 @@ class JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
         }
         line.update({key: value for key, value in vars(record).items() if key not in _OWN})
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
+        if record.exc_info and record.exc_info[1] is not None:
+            line["error"] = _kind(record.exc_info[1])
+            line["traceback"] = [
+                f"{frame.filename}:{frame.lineno} {frame.name}"
+                for frame in traceback.extract_tb(record.exc_info[2])
+            ]
         return json.dumps(line, ensure_ascii=False, default=str)
+
+
+def _kind(error: BaseException) -> str:
+    kind = f"{type(error).__name__}: {error}" if isinstance(error, AgentLoopError) else type(error).__name__
+    cause = error.__cause__
+    return kind if cause is None else f"{kind}, from {_kind(cause)}"
 
 
 def log_to(stream: TextIO = sys.stderr, level: str = "INFO") -> None:

@@ -259,6 +259,7 @@ class FakeLogStore:
         self.down = down
         self.poison = poison
         self.batches: list[list[LogRecord]] = []
+        self.dead_letters: list[tuple[object, str]] = []
         self.rows: dict[tuple[str, object], LogRecord] = {}
 
     async def store(self, records: Sequence[LogRecord]) -> None:
@@ -271,6 +272,11 @@ class FakeLogStore:
         for record in records:
             identity = getattr(record, "id", None) or repr(record)
             self.rows.setdefault((type(record).__name__, identity), record)
+
+    async def add_dead_letter(self, what: object, reason: str) -> None:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
+        self.dead_letters.append((what, reason))
 
     async def check(self) -> None:
         if self.down:

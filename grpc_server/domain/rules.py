@@ -327,11 +327,11 @@ def _check_sampling(sampling: Sampling) -> None:
             f"stop has {len(sampling.stop)} strings; at most {MAX_STOPS} are taken", "sampling.stop"
         )
     for index, stop in enumerate(sampling.stop):
-        _utf8(f"stop[{index}]", stop)
+        field = f"sampling.stop[{index}]"
+        _utf8(field, stop)
         if not 1 <= len(stop) <= MAX_STOP_CHARACTERS:
             raise InvalidArgument(
-                f"stop[{index}] has {len(stop)} characters; it must have 1 to {MAX_STOP_CHARACTERS}",
-                f"sampling.stop[{index}]",
+                f"{field} has {len(stop)} characters; it must have 1 to {MAX_STOP_CHARACTERS}", field
             )
 
 

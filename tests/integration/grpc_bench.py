@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,14 @@ class Bench:
 
     async def until_ended(self, count: int = 1) -> None:
         """Until that many inferences have their end in the spool."""
-        async with asyncio.timeout(10):
-            while len(self.spool.ends) < count:
-                await asyncio.sleep(0.005)
+        await until(lambda: len(self.spool.ends) >= count)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Return when it is so; TimeoutError if it is not within `seconds`."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - it may change in the server's threads
+            await asyncio.sleep(0.005)
 
 
 def hello(text: str = "Hi", **fields: Any) -> inference_pb2.ChatRequest:

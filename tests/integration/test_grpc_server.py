@@ -15,7 +15,7 @@ from agentloop.v1 import inference_pb2 as pb
 from grpc_server.domain.errors import EngineFailed, EngineUnavailable
 from grpc_server.domain.types import Status
 from tests.fakes import BASE, FakeEngine
-from tests.integration.grpc_bench import Bench, bearer, hello, status_of
+from tests.integration.grpc_bench import Bench, bearer, hello, status_of, until
 
 
 @pytest.fixture
@@ -76,9 +76,7 @@ async def test_a_caller_who_cancels_stops_the_engine_within_a_second(tmp_path: P
         call = bench.chat_stub.Chat(hello(), metadata=bearer("al_infer"))
         await call.read()
         call.cancel()
-        async with asyncio.timeout(1):
-            while bench.engine.running or not bench.spool.ends:
-                await asyncio.sleep(0.005)
+        await until(lambda: not bench.engine.running and bool(bench.spool.ends), 1)
         assert bench.spool.ends[0].status is Status.CANCELLED
 
 

@@ -201,9 +201,7 @@ async def test_the_start_record_says_who_asked_what_of_which_version() -> None:
     assert start.started_at.tzinfo is not None
 
 
-async def test_the_engine_gets_the_rendered_prompt_and_stops_at_the_end_of_the_turn_and_at_the_callers_stops() -> (
-    None
-):
+async def test_the_engine_gets_the_rendered_prompt_and_where_to_stop() -> None:
     bench = Bench()
     await bench.chat(ask("Hi", stop=("\n\n",)))
     generation = bench.engine.asked[0]
@@ -428,7 +426,7 @@ async def test_a_caller_who_goes_away_in_the_queue_leaves_no_trace() -> None:
     first = asyncio.create_task(bench.chat())
     await until(bench.engine.streaming)
     second = asyncio.create_task(bench.chat())
-    while bench.pipeline.admission.queued == 0:
+    while bench.pipeline.admission.queued == 0:  # noqa: ASYNC110 - no sleep, only a turn of the loop
         await asyncio.sleep(0)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -443,7 +441,7 @@ async def test_a_caller_who_goes_away_while_the_start_is_written_is_logged_as_ca
     bench = Bench()
     bench.spool.hold = asyncio.Event()
     task = asyncio.create_task(bench.chat())
-    while not bench.pipeline.admission.in_flight:
+    while not bench.pipeline.admission.in_flight:  # noqa: ASYNC110
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.sleep(0)

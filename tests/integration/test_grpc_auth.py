@@ -1,0 +1,144 @@
+"""Every RPC of the API, found in its descriptors, with every kind of token."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from agentloop.v1 import feedback_pb2, inference_pb2, model_pb2
+from grpc_server.domain.types import Scope
+from grpc_server.interceptors.auth import OPEN, SCOPES
+from tests.integration.grpc_bench import TOKENS, Bench, bearer, hello, status_of
+
+METHODS = {
+    f"/{service.full_name}/{method.name}": method
+    for file in (inference_pb2.DESCRIPTOR, feedback_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+}
+REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+BAD: dict[str, tuple[tuple[str, str | bytes], ...]] = {
+    "none": (),
+    "empty": (("authorization", ""),),
+    "no scheme": (("authorization", "al_admin"),),
+    "another scheme": (("authorization", "Basic al_admin"),),
+    "no token": (("authorization", "Bearer "),),
+    "unknown": (("authorization", "Bearer al_unknown"),),
+    "long": (("authorization", "Bearer " + "a" * 4000),),
+    "two": (("authorization", "Bearer al_admin"), ("authorization", "Bearer al_admin")),
+    "another header": (("x-authorization", "Bearer al_admin"),),
+    "binary": (("authorization-bin", b"Bearer al_admin"),),
+}
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    async with Bench().run(tmp_path) as running:
+        yield running
+
+
+def call(bench: Bench, name: str, metadata: Any) -> Any:
+    """A call of any method with an empty request."""
+    method = METHODS[name]
+    make = bench.channel.unary_stream if method.server_streaming else bench.channel.unary_unary
+    invoke = make(
+        name,
+        request_serializer=lambda message: message.SerializeToString(),
+        response_deserializer=GetMessageClass(method.output_type).FromString,
+    )
+    return invoke(GetMessageClass(method.input_type)(), metadata=metadata)
+
+
+def test_every_method_of_the_api_has_its_scope_and_no_other_is_named() -> None:
+    ours = {name for name in SCOPES if name.startswith("/agentloop.")}
+    assert ours == set(METHODS)
+    assert all(SCOPES[name] in set(Scope) for name in METHODS)
+    health = health_pb2.DESCRIPTOR.services_by_name["Health"]
+    assert {f"/{health.full_name}/{method.name}" for method in health.methods} == OPEN
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.parametrize("kind", sorted(BAD))
+async def test_a_call_without_a_valid_token_is_unauthenticated_and_says_no_more(
+    bench: Bench, name: str, kind: str
+) -> None:
+    error = await status_of(call(bench, name, BAD[kind]))
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    assert error.details() == "a valid token is needed: authorization: Bearer al_…"
+    assert (bench.engine.asked, bench.spool.records, bench.routes.store.changes) == ([], [], [])
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+async def test_a_call_with_another_scope_is_denied_and_with_its_own_gets_further(
+    bench: Bench, name: str
+) -> None:
+    scope = SCOPES[name]
+    assert scope is not None
+    for token, caller in TOKENS.items():
+        try:
+            error = await status_of(call(bench, name, bearer(token)))
+        except AssertionError:  # an empty request that is well-formed succeeds
+            assert caller.may(scope)
+            continue
+        denied = error.code() is grpc.StatusCode.PERMISSION_DENIED
+        assert denied is not caller.may(scope), (token, error.details())
+        assert error.code() is not grpc.StatusCode.UNAUTHENTICATED
+    assert bench.engine.asked == []
+
+
+async def test_the_scheme_is_case_insensitive(bench: Bench) -> None:
+    metadata = (("authorization", "bearer al_infer"),)
+    assert [event async for event in bench.chat_stub.Chat(hello(), metadata=metadata)]
+
+
+async def test_a_model_version_needs_admin(bench: Bench) -> None:
+    request = hello(model_version="gemma-3-270m:base")
+    error = await status_of(bench.chat_stub.Chat(request, metadata=bearer("al_infer")))
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert await bench.chat(request, token="al_admin")
+
+
+async def test_reflection_needs_a_token_and_tells_every_service(bench: Bench) -> None:
+    stub = reflection_pb2_grpc.ServerReflectionStub(bench.channel)
+    request = reflection_pb2.ServerReflectionRequest(list_services="")
+    error = await status_of(stub.ServerReflectionInfo(iter([request])))
+    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+    responses = [r async for r in stub.ServerReflectionInfo(iter([request]), metadata=bearer("al_read"))]
+    names = {service.name for service in responses[0].list_services_response.service}
+    assert {method.rsplit("/", 1)[0].lstrip("/") for method in METHODS} <= names
+
+
+async def test_an_unknown_method_is_unimplemented(bench: Bench) -> None:
+    error = await status_of(bench.channel.unary_unary("/agentloop.v1.InferenceService/Guess")(b""))
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_method_that_the_table_forgot_is_denied(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(SCOPES, "/agentloop.v1.ModelService/ListModels")  # type: ignore[arg-type]
+    error = await status_of(call(bench, "/agentloop.v1.ModelService/ListModels", bearer("al_admin")))
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_neither_tokens_nor_prompts_are_logged(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    bench.engine.fail = RuntimeError("boom")
+    await status_of(bench.chat_stub.Chat(hello("my secret question"), metadata=bearer("al_infer")))
+    await status_of(bench.chat_stub.Chat(hello("my secret question"), metadata=bearer("al_wrong")))
+    ours = "\n".join(
+        f"{record.getMessage()} {record.exc_text or ''} {vars(record)}"
+        for record in caplog.records
+        if record.name.startswith("grpc_server")
+    )
+    assert "unexpected error" in ours
+    assert "al_infer" not in ours
+    assert "al_wrong" not in ours
+    assert "my secret question" not in ours

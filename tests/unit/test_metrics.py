@@ -1,0 +1,117 @@
+"""The figures and their names, which rollouts, dashboards and alerts read."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from grpc_server.domain.errors import Exhausted
+from grpc_server.domain.ports import SpoolState
+from grpc_server.domain.types import (
+    FinishReason,
+    InferenceEnded,
+    InferenceStarted,
+    Status,
+    TargetRole,
+    Timings,
+    Usage,
+)
+from grpc_server.metrics import Metrics
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+START = InferenceStarted(
+    UUID(int=1), "one", "billing", "k", "default", "m:new", TargetRole.CANARY, "", {}, NOW
+)
+END = InferenceEnded(
+    UUID(int=1),
+    Status.OK,
+    FinishReason.STOP,
+    {},
+    Usage(7, 3),
+    Timings(queue_ms=1.0, ttft_ms=50.0, total_ms=2000.0),
+    "",
+    NOW,
+)
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, **labels: str) -> float:
+    return samples(metrics)[name, frozenset(labels.items())]
+
+
+def test_an_inference_is_counted_by_version_role_status_and_reason() -> None:
+    metrics = Metrics()
+    metrics.accepted(START)
+    metrics.ended(START, END)
+    labels = {
+        "alias": "default",
+        "model_version": "m:new",
+        "target_role": "canary",
+        "status": "ok",
+        "finish_reason": "stop",
+    }
+    assert value(metrics, "agentloop_inferences_total", **labels) == 1
+    models = {"gen_ai_request_model": "default", "gen_ai_response_model": "m:new"}
+    assert value(metrics, "gen_ai_server_request_duration_seconds_sum", **models) == 2
+    assert value(metrics, "gen_ai_server_request_duration_seconds_bucket", le="2.56", **models) == 1
+    assert value(metrics, "gen_ai_server_request_duration_seconds_bucket", le="1.28", **models) == 0
+    assert value(metrics, "gen_ai_server_time_to_first_token_seconds_sum", **models) == 0.05
+    tokens = "gen_ai_client_token_usage_tokens_total"
+    assert value(metrics, tokens, gen_ai_response_model="m:new", gen_ai_token_type="input") == 7
+    assert value(metrics, tokens, gen_ai_response_model="m:new", gen_ai_token_type="output") == 3
+    assert value(metrics, "agentloop_log_records_total", state="accepted") == 2
+
+
+def test_an_inference_without_a_token_has_no_time_to_first_token() -> None:
+    metrics = Metrics()
+    metrics.ended(START, InferenceEnded(START.id, Status.ERROR, None, {}, Usage(), Timings(), "down", NOW))
+    names = {name for name, _ in samples(metrics)}
+    assert "gen_ai_server_time_to_first_token_seconds_sum" not in names
+    assert "gen_ai_server_request_duration_seconds_sum" in names
+
+
+def test_refusals_are_counted_by_kind() -> None:
+    metrics = Metrics()
+    metrics.refused(Exhausted("no place"))
+    assert value(metrics, "agentloop_refused_total", reason="Exhausted") == 1
+
+
+def test_gauges_are_read_at_each_scrape() -> None:
+    metrics, depth = Metrics(), [3]
+    metrics.watch(spool=lambda: SpoolState(depth[0], 300, 1.5, 1000), in_flight=lambda: 2, queued=lambda: 1)
+    assert value(metrics, "agentloop_spool_records") == 3
+    depth[0] = 4
+    assert value(metrics, "agentloop_spool_records") == 4
+    assert value(metrics, "agentloop_spool_bytes") == 300
+    assert value(metrics, "agentloop_spool_oldest_seconds") == 1.5
+    assert value(metrics, "agentloop_in_flight") == 2
+    assert value(metrics, "agentloop_queued") == 1
+
+
+def test_the_log_counts_what_became_of_its_records() -> None:
+    metrics = Metrics()
+    metrics.logged(5)
+    metrics.stored(3)
+    metrics.dead_lettered(1)
+    states = {
+        state: value(metrics, "agentloop_log_records_total", state=state)
+        for state in ("accepted", "stored", "dead_lettered")
+    }
+    assert states == {"accepted": 5, "stored": 3, "dead_lettered": 1}
+
+
+def test_parts_are_up_or_down() -> None:
+    metrics = Metrics()
+    metrics.engine_is(True)
+    metrics.store_is(False)
+    assert value(metrics, "agentloop_engine_up") == 1
+    assert value(metrics, "agentloop_store_up") == 0
