@@ -12,26 +12,25 @@ import json
 import os
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from grpc_server.adapters.embedded_child import ChildOptions
 from grpc_server.adapters.embedded_process import ChildProcess, Supervisor
-from grpc_server.adapters.gguf_file import check_name, checked_copy
+from grpc_server.adapters.gguf_file import checked_copy, name_taken
+from grpc_server.adapters.http_errors import translated
 from grpc_server.adapters.http_lines import lines
 from grpc_server.adapters.json_schema import checked_schema, laid_out
 from grpc_server.domain.errors import (
     AgentLoopError,
-    AlreadyExists,
     EngineFailed,
     EngineUnavailable,
     InvalidArgument,
     NotFound,
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
+from grpc_server.domain.rules import check_model_version
 from grpc_server.domain.types import FinishReason, ModelVersion, Usage
 
 _FINISH = {"eos": FinishReason.STOP, "word": FinishReason.STOP, "limit": FinishReason.LENGTH}
@@ -118,22 +117,19 @@ class EmbeddedEngine:
 
     async def install(self, name: str, path: Path, sha256: str) -> bool:
         """See `Engine.install`. The file is copied, so that the version stays whatever happens to `path`."""
-        check_name(name)
+        check_model_version(name, "name")
         async with self._installing:
             if about := self._about(name):
                 if about["sha256"] == sha256.lower():
                     return False
                 await asyncio.to_thread(checked_copy, path, sha256)
-                raise AlreadyExists(
-                    f"model version {name} is installed with the SHA-256 {about['sha256']}; a version never"
-                    " changes: install the new file under a new name"
-                )
+                raise name_taken(name, about["sha256"])
             await asyncio.to_thread(self._copy_in, name, path, sha256.lower())
             return True
 
     async def remove(self, name: str) -> bool:
         """See `Engine.remove`."""
-        check_name(name)
+        check_model_version(name, "name")
         async with self._installing:
             there = self._about(name) is not None
             await self._stop(name)
@@ -192,7 +188,7 @@ class EmbeddedEngine:
                 await supervisor.close()
 
     def _installed(self, name: str) -> None:
-        check_name(name)
+        check_model_version(name)
         if self._about(name) is None:
             raise NotFound(f"model version {name} is not installed on this engine")
 
@@ -296,30 +292,13 @@ def _refusal(status: int, body: bytes) -> AgentLoopError:
     return EngineFailed(f"the embedded engine answered with status {status}")
 
 
-@contextlib.asynccontextmanager
-async def _errors(child: ChildProcess) -> AsyncIterator[None]:
-    """Every error of httpx, in our words (see `ERRORS`)."""
-    try:
-        yield
-    except tuple(ERRORS) as error:
+def _errors(child: ChildProcess) -> contextlib.AbstractAsyncContextManager[None]:
+    async def describe(error: Exception) -> str:
         await child.settle()  # so that the next caller finds the next child, and the text is true
-        raise error_for(error, child) from error
+        state = type(error).__name__ if child.alive else "its process died"
+        return f"the embedded engine broke off ({state}); try again"
 
-
-def error_for(error: Exception, child: ChildProcess) -> AgentLoopError:
-    """The error of ours that an error of httpx means."""
-    kind = next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
-    state = "its process died" if not child.alive else type(error).__name__
-    return kind(f"the embedded engine broke off ({state}); try again")
-
-
-ERRORS: dict[type[Exception], type[AgentLoopError]] = {
-    httpx.TransportError: EngineUnavailable,  # refused, reset, timed out, cut off
-    httpx.HTTPError: EngineFailed,  # undecodable, redirected in circles
-    httpx.InvalidURL: EngineFailed,
-    httpx.CookieConflict: EngineFailed,
-    httpx.StreamError: EngineFailed,
-}
+    return translated(describe)
 
 
 def _sync(path: Path) -> None:

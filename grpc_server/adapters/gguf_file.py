@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from pathlib import Path
 
-from grpc_server.domain.errors import InvalidArgument, Precondition
+from grpc_server.domain.errors import AlreadyExists, Precondition
 
 _MAGIC = b"GGUF"  # https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}:[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _CHUNK = 1 << 20
 
 
-def check_name(name: str) -> None:
-    """Raises InvalidArgument unless `name` is `<model>:<cycle id>`, fit for a file name and for Ollama."""
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(
-            f"model version {name[:200]!r} is not a name like gemma-3-270m:20260101T020000Z: two parts of at"
-            " most 80 letters, digits, '.', '_' and '-', joined by ':'",
-            "name",
-        )
+def name_taken(name: str, sha256: str) -> AlreadyExists:
+    """The error for a version that is installed with other bytes, of this SHA-256."""
+    return AlreadyExists(
+        f"model version {name} is installed with the SHA-256 {sha256}; a version never changes: install the"
+        " new file under a new name"
+    )
 
 
 def checked_copy(source: Path, sha256: str, target: Path | None = None) -> int:

@@ -1,0 +1,333 @@
+"""The Ollama engine: raw prompts over its HTTP API (https://docs.ollama.com/api), by httpx.
+
+Its own Python client has no time limits and leaves the errors of a broken stream unmapped. A change of
+`num_ctx`, `num_batch` or `shift` makes Ollama load a model anew, so they are the same in every request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from grpc_server.adapters.gguf_file import checked_copy, name_taken
+from grpc_server.adapters.http_errors import translated
+from grpc_server.adapters.http_lines import lines
+from grpc_server.adapters.json_schema import check_answer, checked_schema
+from grpc_server.domain.errors import (
+    AgentLoopError,
+    EngineFailed,
+    EngineUnavailable,
+    InvalidArgument,
+    NotFound,
+    Precondition,
+)
+from grpc_server.domain.ports import Finished, Generation, Piece
+from grpc_server.domain.rules import check_model_version
+from grpc_server.domain.types import FinishReason, ModelVersion, Usage
+
+_TIMEOUT = httpx.Timeout(connect=5.0, write=60.0, read=600.0, pool=5.0)
+"""Reading waits for a model to load, a place, and the prompt; as a rule the caller's deadline comes first."""
+
+_NUM_BATCH = 512
+_KEEP = -1
+_REPEATS = 30
+"""Ollama ends a stream, without a last word, when a model says the same more often than this (0.34)."""
+
+_FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
+_BLOB = re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})\s*$", re.MULTILINE)
+_RUNNER_DIED = ("runner", "running the model", "llama-server", "EOF", "connection re", "broken pipe")
+
+
+class OllamaEngine:
+    """An `Engine` at `url`, an Ollama ≥ 0.34 whose OLLAMA_NUM_PARALLEL is `parallel`."""
+
+    name = "ollama"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        context_tokens: int = 4096,
+        parallel: int = 4,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.context_tokens = context_tokens
+        self.parallel = parallel
+        self._installing = asyncio.Lock()
+        self._digests: dict[str, str] = {}  # of a manifest -> the GGUF's SHA-256; neither ever changes
+        self._client = httpx.AsyncClient(
+            base_url=url if "://" in url else f"http://{url}",
+            timeout=_TIMEOUT,
+            trust_env=False,  # a proxy must never see a prompt
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> OllamaEngine:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
+        """See `Engine.generate`."""
+        body = self._generate_body(generation)
+        pieces: list[str] = []
+        async with (
+            translated(_describe),
+            self._client.stream("POST", "/api/generate", json=body) as response,
+            contextlib.aclosing(lines(response)) as answer,
+        ):
+            if response.status_code != 200:
+                raise _refusal(response.status_code, await response.aread())
+            async for line in answer:
+                event = _event(line)
+                if piece := event.get("response"):
+                    pieces.append(piece)
+                    yield Piece(piece)
+                if event.get("done"):
+                    finished = _finished(event)
+                    if generation.json_schema is not None and finished.finish_reason is FinishReason.STOP:
+                        check_answer("".join(pieces), generation.json_schema)
+                    yield finished
+                    return
+        if not _repeats(pieces):
+            raise EngineUnavailable("Ollama's stream ended before the answer did")
+        # It was Ollama that stopped a model which repeats itself. To us that is an answer cut off; the
+        # prompt, which Ollama still holds, is counted by asking for one more token.
+        last = await self._ask({**body, "stream": False, "options": {**body["options"], "num_predict": 1}})
+        yield Finished(FinishReason.LENGTH, Usage(_finished(last).usage.input_tokens, len(pieces) + 1))
+
+    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
+        """See `Engine.embed`. Raises Precondition for a version that Ollama does not make vectors with."""
+        check_model_version(model_version)
+        if not texts:
+            return []
+        shown = await self._post("/api/show", {"model": model_version})
+        if "embedding" not in shown.get("capabilities", []):  # to ask all the same would load it anew
+            raise Precondition(f"Ollama makes no vectors with model version {model_version}")
+        body = {"model": model_version, "input": list(texts), "options": self._pinned(), "keep_alive": _KEEP}
+        answer = await self._post("/api/embed", body)
+        return [[float(number) for number in vector] for vector in answer["embeddings"]]
+
+    async def list_models(self) -> list[ModelVersion]:
+        """See `Engine.list_models`. `size_bytes` counts Ollama's few hundred bytes about the GGUF too."""
+        tags, running = await asyncio.gather(self._get("/api/tags"), self._get("/api/ps"))
+        loaded = {model["name"] for model in running["models"]}
+        versions = []
+        for model in tags["models"]:
+            with contextlib.suppress(NotFound):  # removed meanwhile
+                sha256 = await self._sha256(model["name"], model["digest"])
+                versions.append(ModelVersion(model["name"], sha256, model["size"], model["name"] in loaded))
+        return sorted(versions, key=lambda version: version.name)
+
+    async def load(self, model_version: str) -> None:
+        """See `Engine.load`."""
+        check_model_version(model_version)
+        await self._ask(self._request(model_version))
+
+    async def unload(self, model_version: str) -> None:
+        """See `Engine.unload`. What it is generating goes on to its end."""
+        check_model_version(model_version)
+        await self._ask({"model": model_version, "keep_alive": 0, "stream": False})
+        give_up = time.monotonic() + 5
+        while time.monotonic() < give_up:
+            running = await self._get("/api/ps")
+            if model_version not in [model["name"] for model in running["models"]]:
+                return
+            await asyncio.sleep(0.05)
+
+    async def install(self, name: str, path: Path, sha256: str) -> bool:
+        """See `Engine.install`."""
+        check_model_version(name, "name")
+        sha256 = sha256.lower()
+        async with self._installing:
+            try:
+                installed = await self._shown_sha256(name)
+            except NotFound:
+                installed = ""
+            if installed == sha256:
+                return False
+            await asyncio.to_thread(checked_copy, path, sha256)
+            if installed:
+                raise name_taken(name, installed)
+            await self._upload(path, sha256)
+            files = {"model.gguf": f"sha256:{sha256}"}
+            try:
+                await self._post("/api/create", {"model": name, "files": files, "stream": False})
+            except (InvalidArgument, EngineFailed) as error:
+                raise Precondition(f"Ollama cannot make a model version of {path}: {error}") from error
+            return True
+
+    async def remove(self, name: str) -> bool:
+        """See `Engine.remove`."""
+        check_model_version(name, "name")
+        async with self._installing:
+            try:
+                await self.unload(name)
+                await self._call("DELETE", "/api/delete", json={"model": name})
+            except NotFound:
+                return False
+            return True
+
+    async def check(self) -> None:
+        """See `Engine.check`."""
+        await self._call("GET", "/api/version", timeout=5.0)
+
+    async def close(self) -> None:
+        """See `Engine.close`."""
+        await self._client.aclose()
+
+    def _pinned(self) -> dict[str, Any]:
+        return {"num_ctx": self.context_tokens, "num_batch": _NUM_BATCH}
+
+    def _request(self, model_version: str, prompt: str = "") -> dict[str, Any]:
+        """What every request for tokens has; with an empty prompt it only loads the model."""
+        return {
+            "model": model_version,
+            "prompt": prompt,
+            "raw": True,
+            "stream": False,
+            "keep_alive": _KEEP,
+            "shift": False,  # a full context ends the answer; it never forgets the beginning
+            "truncate": False,
+            "options": self._pinned(),
+        }
+
+    def _generate_body(self, generation: Generation) -> dict[str, Any]:
+        check_model_version(generation.model_version)
+        if not generation.prompt:
+            raise InvalidArgument("the prompt is empty", "messages")
+        sampling = generation.sampling
+        body = self._request(generation.model_version, generation.prompt)
+        body["stream"] = True
+        body["options"] |= {
+            "num_predict": sampling.max_tokens,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "min_p": 0.0,
+            "repeat_penalty": 1.0,
+            "seed": -1 if sampling.seed is None else sampling.seed & 0xFFFFFFFF,
+            "stop": list(dict.fromkeys((*generation.stop, *sampling.stop))),
+        }
+        if generation.json_schema is not None:
+            body["format"] = checked_schema(generation.json_schema)
+        return body
+
+    async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:
+        return await self._post("/api/generate", body)
+
+    async def _get(self, path: str) -> dict[str, Any]:
+        return _json(await self._call("GET", path))
+
+    async def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return _json(await self._call("POST", path, json=body))
+
+    async def _call(self, method: str, path: str, **request: Any) -> bytes:
+        async with translated(_describe):
+            response = await self._client.request(method, path, **request)
+        if response.status_code >= 300:
+            raise _refusal(response.status_code, response.content)
+        return response.content
+
+    async def _sha256(self, name: str, manifest: str) -> str:
+        if manifest not in self._digests:
+            self._digests[manifest] = await self._shown_sha256(name)
+        return self._digests[manifest]
+
+    async def _shown_sha256(self, name: str) -> str:
+        """Of the version's GGUF: Ollama names its blobs by it, and shows the name in its Modelfile."""
+        shown = await self._post("/api/show", {"model": name})
+        match = _BLOB.search(str(shown.get("modelfile", "")))
+        if not match:
+            raise EngineFailed(f"Ollama does not tell the SHA-256 of {name}; is it no local GGUF?")
+        return match[1]
+
+    async def _upload(self, path: Path, sha256: str) -> None:
+        blob = f"/api/blobs/sha256:{sha256}"
+        try:
+            await self._call("HEAD", blob)
+        except NotFound:
+            try:
+                await self._call("POST", blob, content=_chunks(path))
+            except InvalidArgument as error:
+                raise Precondition(f"{path} changed while it was being installed") from error
+
+
+def _repeats(pieces: Sequence[str]) -> bool:
+    """Whether one more of the same makes Ollama end the stream."""
+    last = [piece.strip() for piece in pieces[-_REPEATS - 1 :]]
+    return len(last) > _REPEATS and len(set(last)) == 1
+
+
+async def _chunks(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := await asyncio.to_thread(file.read, 1 << 20):
+            yield chunk
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body or b"{}")
+    except ValueError as error:
+        raise EngineFailed("Ollama answered something that is not JSON") from error
+    if not isinstance(value, dict):
+        raise EngineFailed("Ollama answered something that is not a JSON object")
+    if "error" in value:
+        raise _refusal(int(value.get("status", 500)), body)
+    return value
+
+
+def _event(line: bytes) -> dict[str, Any]:
+    """One line of a stream; errors arrive there too, inside HTTP 200."""
+    return _json(line)
+
+
+def _finished(event: dict[str, Any]) -> Finished:
+    try:
+        reason = _FINISH[event["done_reason"]]
+        usage = Usage(int(event.get("prompt_eval_count", 0)), int(event.get("eval_count", 0)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise EngineFailed("Ollama's last word lacks its reason or its token counts") from error
+    return Finished(reason, usage)
+
+
+def _refusal(status: int, body: bytes) -> AgentLoopError:
+    """What an error answer means. Its text may quote the request: it is dropped."""
+    try:
+        text = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = ""
+    if "exceed_context_size_error" in text or "longer than the context" in text:
+        return InvalidArgument(_too_long(text), "messages")
+    if status == 404:
+        return NotFound("this model version is not installed on Ollama")
+    if status in (400, 422):
+        return InvalidArgument("Ollama cannot do what this request asks")
+    if status in (408, 429, 499, 502, 503, 504):
+        return EngineUnavailable(f"Ollama is busy or going away (status {status}); try again")
+    if any(sign in text for sign in _RUNNER_DIED):
+        return EngineUnavailable("Ollama's runner of this model version broke off; try again")
+    return EngineFailed(f"Ollama answered with status {status}")
+
+
+def _too_long(text: str) -> str:
+    """llama-server's error, as JSON inside Ollama's, tells the numbers."""
+    try:
+        error = json.loads(text)["error"]
+        tokens, context = error["n_prompt_tokens"], error["n_ctx"]
+    except (ValueError, KeyError, TypeError):
+        return "the prompt has more tokens than the context holds; shorten the conversation"
+    return f"the prompt has {tokens} tokens, and the context holds {context}; shorten the conversation"
+
+
+async def _describe(error: Exception) -> str:
+    return f"Ollama cannot be reached, or broke off ({type(error).__name__}); try again"
