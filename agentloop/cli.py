@@ -117,7 +117,7 @@ def feedback(
         Path | None,
         typer.Option(
             allow_dash=True,
-            help="JSON of the right answer: {content}, or a tool call's {name, arguments}; `-`: standard input.",
+            help="JSON of the right answer: {content}, or {name, arguments} of a call; `-`: standard input.",
         ),
     ] = None,
     feedback_id: Annotated[str, typer.Option("--id", help="UUID that makes a repetition safe.")] = "",

@@ -81,8 +81,8 @@ async def bring_up(plan: Plan, programs: Programs, screen: Screen) -> Serving:
     serving = Serving(
         grpc_address, http_address, database_url, tokens, operator_token_file, started_at, keeper, server
     )
-    await _until_serving(serving)
     await _install_routed(plan, serving, screen)
+    await _until_serving(serving)
     return serving
 
 
