@@ -1,7 +1,7 @@
 """Who holds a token: tokens made, and checked against those in force.
 
-A token is `al_<key id>_<secret>`. The secret has 256 random bits, so that a plain SHA-256 of it can be stored:
-there is nothing to guess, and nothing to slow down.
+A token is `al_<key id>_<secret>`. The secret has 256 random bits, so that a plain SHA-256 of it can be
+stored: there is nothing to guess, and nothing to slow down.
 """
 
 from __future__ import annotations

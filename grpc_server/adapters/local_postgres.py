@@ -213,7 +213,7 @@ class LocalPostgres:
         for number, seconds in ((signal.SIGINT, STOP_SECONDS), (signal.SIGQUIT, 5.0), (signal.SIGKILL, 5.0)):
             running = _postmaster(self._cluster)
             if running is None:
-                return
+                break
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running[0], number)
             until = time.monotonic() + seconds
@@ -221,8 +221,12 @@ class LocalPostgres:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(running[0], os.WNOHANG)  # ours, perhaps
                 if not _is_postgres(running[0], self._cluster):
-                    return
+                    break
                 time.sleep(0.02)
+        elsewhere = _socket_folder(self.data_dir, _system_user())
+        if elsewhere != self.data_dir:
+            with contextlib.suppress(OSError):
+                elsewhere.rmdir()
 
     def _watch(self) -> None:
         """Start the server again whenever it is gone."""

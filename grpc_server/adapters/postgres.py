@@ -74,6 +74,8 @@ def translate(error: Exception) -> Exception:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, psycopg.errors.UndefinedTable | psycopg.errors.UndefinedColumn):
+        return "the database is not up to date: run `python -m grpc_server migrate`"
     if isinstance(error, psycopg.Error) and error.diag.message_primary:
         return f"the database says {error.sqlstate}: {error.diag.message_primary}"
     first = str(error).splitlines()[0] if str(error) else type(error).__name__

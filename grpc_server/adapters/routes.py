@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from grpc_server.adapters.last_known import LastKnown
-from grpc_server.domain.errors import NotFound
+from grpc_server.domain.errors import Conflict, NotFound, StoreUnavailable
 from grpc_server.domain.ports import RouteStore
 from grpc_server.domain.types import Route, Target, TargetRole
 
@@ -60,8 +60,14 @@ class CachedRoutes:
         """
         try:
             changed = await self._store.set_route(route, changed_by)
-        finally:
-            await self._last_known.refresh()  # also after a lost answer: the route may have been set
+        except (
+            Conflict,
+            StoreUnavailable,
+        ):  # another revision is in force; after a lost answer, perhaps ours
+            await self._last_known.refresh()
+            raise
+        self._routes = {**self._routes, changed.alias: changed}
+        await self._last_known.refresh()
         return changed
 
     def _take(self, routes: Sequence[Route]) -> None:

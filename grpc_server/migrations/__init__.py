@@ -14,7 +14,10 @@ from alembic import command
 from alembic.config import Config
 from psycopg import sql
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
+
+from grpc_server.domain.errors import StoreUnavailable
 
 HERE = Path(__file__).parent
 MONTHS_AHEAD = 3
@@ -26,10 +29,17 @@ def migrate(dsn: str, *, revision: str = "head", wait_seconds: int = 60) -> None
     """Bring the database up to `revision`, and make the partitions of this and the coming months.
 
     Raises:
-        psycopg.Error, sqlalchemy.exc.DBAPIError: if the database cannot be reached or refuses; nothing has
-            changed then.
+        StoreUnavailable: if the database cannot be reached or refuses; nothing has changed then.
     """
+    try:
+        _upgrade(dsn, revision, wait_seconds)
+        ensure_partitions(dsn, wait_seconds=wait_seconds)
+    except (psycopg.Error, DBAPIError) as error:
+        cause = error.orig if isinstance(error, DBAPIError) else error
+        raise StoreUnavailable(f"the database could not be brought up to date: {cause}") from error
 
+
+def _upgrade(dsn: str, revision: str, wait_seconds: int) -> None:
     def connect() -> psycopg.Connection[tuple[object, ...]]:
         return psycopg.connect(dsn, connect_timeout=10, options=f"-c lock_timeout={wait_seconds}s")
 
@@ -40,7 +50,6 @@ def migrate(dsn: str, *, revision: str = "head", wait_seconds: int = 60) -> None
         connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
         config.attributes["connection"] = connection
         command.upgrade(config, revision)
-    ensure_partitions(dsn, wait_seconds=wait_seconds)
 
 
 def ensure_partitions(
