@@ -72,7 +72,7 @@ async def service(
             authenticator = await stack.enter_async_context(_authenticator(settings, store))
         if routes is None:
             routes = await stack.enter_async_context(_routes(settings, store))
-        await route_to_base(settings, engine, routes)
+        await stack.enter_async_context(_routed(settings, engine, routes))
         await _load_routed(engine, routes)
         inference = Inference(
             engine,
@@ -171,7 +171,6 @@ async def _engine(settings: Settings) -> AsyncIterator[Engine]:
         yield await stack.enter_async_context(
             OllamaEngine(
                 url,
-                state_dir=settings.state_dir,
                 context_tokens=settings.context_tokens,
                 parallel=settings.parallel,
             )
@@ -225,13 +224,31 @@ async def _routes(settings: Settings, store: Any) -> AsyncIterator[CachedRoutes]
         await routes.close()
 
 
+@contextlib.asynccontextmanager
+async def _routed(settings: Settings, engine: Engine, routes: Routes) -> AsyncIterator[None]:
+    """Where there is no route at all yet, lead the aliases to the base model, once the database is up."""
+
+    async def until_routed() -> None:
+        while not routes.all():
+            await asyncio.sleep(settings.cache_seconds)
+            await route_to_base(settings, engine, routes)
+
+    if not routes.all():
+        if not settings.base_gguf.exists():
+            log.warning("there is no route, and no base model", extra={"base_gguf": str(settings.base_gguf)})
+            yield
+            return
+        await route_to_base(settings, engine, routes)
+    task = asyncio.create_task(until_routed(), name="first route")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
 async def route_to_base(settings: Settings, engine: Engine, routes: Routes) -> None:
-    """Where there is no route at all yet, install the base model and lead the aliases to it."""
-    if routes.all():
-        return
-    if not settings.base_gguf.exists():
-        log.warning("there is no route, and no base model", extra={"base_gguf": str(settings.base_gguf)})
-        return
+    """Install the base model and lead the aliases to it."""
     name = f"{settings.model_name}:base"
     sha256 = await asyncio.to_thread(_sha256, settings.base_gguf)
     await engine.install(name, settings.base_gguf, sha256)

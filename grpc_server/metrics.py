@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 
 from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import InferenceEnded, InferenceStarted
+
+disable_created_metrics()  # they double what is scraped, and nothing reads them
 
 # Buckets that OpenTelemetry's semantic conventions for generative AI advise, in seconds
 # (docs/gen-ai/gen-ai-metrics.md: gen_ai.server.request.duration, gen_ai.server.time_to_first_token).
