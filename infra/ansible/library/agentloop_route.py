@@ -14,8 +14,8 @@ DOCUMENTATION = r"""
 module: agentloop_route
 short_description: Read or change where an alias leads
 description:
-  - Reads or changes a route, through C(agent-loop route). Every change is a compare-and-set, so of two rollouts
-    at once one gets a conflict, and neither undoes the other's work unseen.
+  - Reads or changes a route, through C(agent-loop route). Every change is a compare-and-set, so of two
+    rollouts at once one gets a conflict, and neither undoes the other's work unseen.
   - Shadows are left as they are, except that a version that becomes stable or canary is no shadow any more.
 version_added: "0.1.0"
 options:
@@ -59,9 +59,9 @@ options:
   revision:
     description:
       - The revision that the change replaces; 0 for the one in force. A route that moved on is a conflict.
-      - With I(state=restored) the last revision that this rollout knows of. A later one is put back only if it is
-        the next and leads to I(model_version), which is what this rollout's own change looks like if the server's
-        answer was lost.
+      - With I(state=restored) the last revision that this rollout knows of. A later one is put back only if
+        it is the next and leads to I(model_version), which is what this rollout's own change looks like if the
+        server's answer was lost.
     type: int
     default: 0
   server:
@@ -143,8 +143,8 @@ def targets_for(current: Sequence[Target], state: str, model_version: str, weigh
     other = next((each["model_version"] for each in current if each["role"] == "canary"), model_version)
     if other != model_version:
         raise RefusedError(
-            f"{other} is a canary already: another rollout is at work, or one was killed. Wait for it, run it "
-            "again, or put the route back with rollback.yml -e to=" + stable
+            f"{other} is a canary already: another rollout is at work, or one was killed. Wait for it, "
+            "run it again, or put the route back with rollback.yml -e to=" + stable
         )
     if stable == model_version:
         raise RefusedError(f"{model_version} is the stable version: it cannot be its own canary")

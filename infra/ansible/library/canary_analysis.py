@@ -17,10 +17,10 @@ DOCUMENTATION = r"""
 module: canary_analysis
 short_description: Decide whether a canary is promoted or rolled back
 description:
-  - Scrapes a server's C(/metrics) again and again and compares what the canary and the stable version did in the
-    same minutes. Only the growth of the counters during the analysis counts, so what came before does not.
-  - The canary goes back if it fails more often, if its answers are more often cut by their length, or if it is
-    slower; and also if there are no figures, or too few requests at the time limit. Doubt is for the champion.
+  - Scrapes a server's C(/metrics) again and again and compares what the canary and the stable version did in
+    the same minutes. Only the growth of the counters during the analysis counts, not what came before.
+  - The canary goes back if it fails more often, if its answers are more often cut by their length, or if it
+    is slower; also if there are no figures, or too few requests at the time limit. Doubt is for the champion.
   - A share is held worse if it is above its absolute limit and above the stable version's share, or if it
     exceeds the stable version's by more than the margin and Fisher's exact test (one-sided) says that this is
     not chance. So one unlucky request among eight does not decide, and a small harm among thousands does.
@@ -149,7 +149,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One comparison. `chance` is the probability of a difference as large by chance, where it was computed."""
+    """One comparison: shares are 0 to 1, latencies seconds.
+
+    `chance` is the probability of such a difference by chance, where it was computed.
+    """
 
     name: str
     stable: float
@@ -157,6 +160,10 @@ class Check:
     holds: bool
     rule: str
     chance: float | None = None
+
+    def __str__(self) -> str:
+        show = "{:.1%}".format if self.name.endswith("share") else "{:.2f} s".format
+        return f"{self.name.replace('_', ' ')} {show(self.canary)} (stable {show(self.stable)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +176,7 @@ class Decision:
 
 
 def chance_of(bad: int, n: int, other_bad: int, other_n: int) -> float:
-    """Probability of `bad` or more of `n` if both samples had the same share: Fisher's exact test, one-sided.
+    """Probability of `bad` or more of `n` if both had the same share: Fisher's exact test, one-sided.
 
     R. A. Fisher, "On the interpretation of chi-squared from contingency tables", 1922.
     """
@@ -217,14 +224,11 @@ def decide(stable: Figures, canary: Figures, limits: Limits) -> Decision:
         *_latency(stable, canary, limits),
     )
     broken = [check for check in checks if not check.holds]
+    over = f"over {canary.requests} requests (stable: {stable.requests})"
     if broken:
-        return Decision("roll_back", "; ".join(_sentence(check) for check in broken), checks)
-    return Decision("promote", "; ".join(_sentence(check) for check in checks), checks)
-
-
-def _sentence(check: Check) -> str:
-    chance = "" if check.chance is None else f", chance {check.chance:.3f}"
-    return f"{check.name}: canary {check.canary:.3f}, stable {check.stable:.3f} ({check.rule}{chance})"
+        told = "; ".join(f"{check}, {check.rule}" for check in broken)
+        return Decision("roll_back", f"the canary is worse {over}: {told}", checks)
+    return Decision("promote", f"the canary is no worse {over}: {', '.join(map(str, checks))}", checks)
 
 
 def _share(
@@ -235,33 +239,34 @@ def _share(
     margin: float,
     significance: float,
 ) -> Check:
-    """Holds unless the canary's share is too large in itself, or larger than the stable one's by more than chance."""
+    """Holds unless the canary's share is too large in itself, or larger than chance explains."""
     before, now = (bad / n if n else 0.0 for bad, n in (stable, canary))
     chance = chance_of(*canary, *stable)
     too_large = now > limit and now > before
     worse = now - before > margin and chance < significance
-    return Check(name, before, now, not (too_large or worse), f"limit {limit}, margin {margin}", chance)
+    rule = f"where {limit:.0%} is the limit, and {margin:.0%} more unless by chance (here {chance:.3f})"
+    return Check(name, before, now, not (too_large or worse), rule, chance)
 
 
 def _latency(stable: Figures, canary: Figures, limits: Limits) -> list[Check]:
     """Mean and median together; the tail, where there is one."""
-    rule = f"at most {limits.latency_factor} times and {limits.latency_slack} s more"
+    rule = f"where {limits.latency_factor} times and {limits.latency_slack} s more is the limit"
 
     def slower(now: float, before: float) -> bool:
         return now > before * limits.latency_factor + limits.latency_slack
 
     mean, median = (stable.mean, canary.mean), (stable.quantile(0.5), canary.quantile(0.5))
     if None in mean or None in median:
-        return [Check("latency_seconds", 0.0, 0.0, False, "no request was timed")]
-    mean_slower, median_slower = slower(mean[1], mean[0]), slower(median[1], median[0])  # type: ignore[arg-type]
+        return [Check("latency", 0.0, 0.0, False, "since no request was timed")]
+    mean_slower, median_slower = slower(mean[1], mean[0]), slower(median[1], median[0])
     holds = not (mean_slower and median_slower)
     checks = [
-        Check("latency_mean_seconds", mean[0], mean[1], holds, rule),  # type: ignore[arg-type]
-        Check("latency_p50_seconds", median[0], median[1], holds, rule),  # type: ignore[arg-type]
+        Check("mean_latency", mean[0], mean[1], holds, rule),
+        Check("median_latency", median[0], median[1], holds, rule),
     ]
     before, now = stable.quantile(0.95), canary.quantile(0.95)
     if min(stable.timed, canary.timed) >= _TAIL_REQUESTS and before is not None and now is not None:
-        checks.append(Check("latency_p95_seconds", before, now, not slower(now, before), rule))
+        checks.append(Check("p95_latency", before, now, not slower(now, before), rule))
     return checks
 
 

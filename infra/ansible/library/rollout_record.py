@@ -18,7 +18,7 @@ DOCUMENTATION = r"""
 module: rollout_record
 short_description: Read what a cycle made, and write down how its rollout went
 description:
-  - Keeps C(rollout.partial.json) in the cycle directory while a rollout is at work, so that a rollout that was
+  - Keeps C(rollout.partial.json) in the cycle directory while a rollout is at work, so that one that was
     killed knows what to put back, and turns it into C(rollout.json) at its end. Both appear by atomic rename.
   - Writing down is not a change of the system, so I(changed) is always false.
 version_added: "0.1.0"
@@ -191,7 +191,7 @@ class Record:
     def start(
         self, route: dict[str, Any], candidate: str, counts: dict[str, int] | None, now: datetime
     ) -> dict[str, Any]:
-        """Begins; a record that was left by a killed rollout keeps its start, and its route before if it matters."""
+        """Begins; what a killed rollout left keeps its start, and its route before if that still matters."""
         record = load(self._partial)
         if record is None or self._final.exists():
             earlier = load(self._final) or {}
@@ -295,7 +295,8 @@ def main() -> None:
         if asked["action"] == "read":
             module.exit_json(changed=False, **record.cycle())
         if module.check_mode:
-            module.exit_json(changed=False, record={})
+            known = {"route_before": without(asked["route"]["targets"], asked["candidate"])}
+            module.exit_json(changed=False, record=known if asked["action"] == "start" else {})
         if asked["action"] == "step":
             written = record.step(now, *(asked[name] for name in ("step", "decision", "reason", "metrics")))
         else:

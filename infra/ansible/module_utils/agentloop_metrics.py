@@ -28,7 +28,7 @@ def parse(text: str) -> dict[Series, float]:
         ValueError: a line is neither a comment nor a sample; it is quoted.
     """
     samples = {}
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a label may hold what else Python takes for the end of a line
         if not line.strip() or line.startswith("#"):
             continue
         found = _LINE.match(line.strip())
@@ -60,8 +60,8 @@ def fetch(url: str, timeout: float = 10.0) -> dict[Series, float]:
 class Increase:
     """How much each counter grew over several scrapes.
 
-    A counter that fell, or was gone in between, began anew at 0 with its server (Prometheus' `increase()` sees
-    it the same way); one that is seen for the first time after the first scrape began at 0.
+    A counter that fell, or was gone in between, began anew at 0 with its server (Prometheus' `increase()`
+    sees it the same way); one that is seen for the first time after the first scrape began at 0.
     """
 
     def __init__(self) -> None:

@@ -1,0 +1,30 @@
+"""Loads this project's Ansible modules as Ansible does, so that tests can import them."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[1] / "infra" / "ansible"
+
+
+def _load(name: str, path: Path) -> ModuleType:
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+metrics = _load("ansible.module_utils.agentloop_metrics", ROOT / "module_utils" / "agentloop_metrics.py")
+cli = _load("ansible.module_utils.agentloop_cli", ROOT / "module_utils" / "agentloop_cli.py")
+canary_analysis = _load("canary_analysis", ROOT / "library" / "canary_analysis.py")
+agentloop_route = _load("agentloop_route", ROOT / "library" / "agentloop_route.py")
+agentloop_model = _load("agentloop_model", ROOT / "library" / "agentloop_model.py")
+rollout_record = _load("rollout_record", ROOT / "library" / "rollout_record.py")
