@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.ports import Engine, Routes, Spool
+
+log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 5.0
 """A part that does not answer by then is down."""
@@ -79,4 +82,7 @@ async def _part(check: Callable[[], Awaitable[object]]) -> Part:
         return Part(False, f"no answer within {CHECK_SECONDS:g} s")
     except AgentLoopError as error:
         return Part(False, str(error))
+    except Exception as error:
+        log.exception("a check failed")
+        return Part(False, f"unexpected {type(error).__name__}")
     return Part(True, "answers")

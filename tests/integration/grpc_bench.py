@@ -46,6 +46,7 @@ class Bench:
     settings: dict[str, Any] = field(default_factory=dict)
     queue_size: int = 64
     running: Running | None = None
+    listeners: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     channel: Any = None
     chat_stub: Any = None
     feedback_stub: Any = None
@@ -70,23 +71,29 @@ class Bench:
             admission=Admission(self.engine.parallel, queue_size=self.queue_size),
             default_deadline_seconds=settings.default_deadline_seconds,
         )
-        async with (
-            listen(
-                settings,
-                inference=inference,
-                engine=self.engine,
-                spool=self.spool,
-                routes=self.routes,
-                authenticator=self.authenticator,
-                check_store=self.store.check,
-                metrics=self.metrics,
-            ) as self.running,
-            grpc.aio.insecure_channel(self.running.grpc_address) as self.channel,
-        ):
-            self.chat_stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
-            self.feedback_stub = feedback_pb2_grpc.FeedbackServiceStub(self.channel)
-            self.model_stub = model_pb2_grpc.ModelServiceStub(self.channel)
-            yield self
+        self.listeners = contextlib.AsyncExitStack()
+        async with self.listeners:
+            self.running = await self.listeners.enter_async_context(
+                listen(
+                    settings,
+                    inference=inference,
+                    engine=self.engine,
+                    spool=self.spool,
+                    routes=self.routes,
+                    authenticator=self.authenticator,
+                    check_store=self.store.check,
+                    metrics=self.metrics,
+                )
+            )
+            async with grpc.aio.insecure_channel(self.running.grpc_address) as self.channel:
+                self.chat_stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
+                self.feedback_stub = feedback_pb2_grpc.FeedbackServiceStub(self.channel)
+                self.model_stub = model_pb2_grpc.ModelServiceStub(self.channel)
+                yield self
+
+    async def close_listeners(self) -> None:
+        """Shut down as at SIGTERM, while the caller's channel stays open."""
+        await self.listeners.aclose()
 
     async def chat(
         self, request: inference_pb2.ChatRequest | None = None, token: str = "al_infer", **options: Any
@@ -111,12 +118,19 @@ def hello(text: str = "Hi", **fields: Any) -> inference_pb2.ChatRequest:
     return inference_pb2.ChatRequest(messages=[message], **fields)
 
 
+async def rest_of(call: Any) -> list[Any]:
+    """What a stream still brings."""
+    events = []
+    while (event := await call.read()) is not grpc.aio.EOF:
+        events.append(event)
+    return events
+
+
 async def status_of(call: Any) -> grpc.aio.AioRpcError:
     """The error that a unary call, or the reading of a stream, ends with."""
     try:
-        if hasattr(call, "__aiter__"):
-            async for _ in call:
-                pass
+        if hasattr(call, "read"):
+            await rest_of(call)
         else:
             await call
     except grpc.aio.AioRpcError as error:
