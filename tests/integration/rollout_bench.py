@@ -181,7 +181,7 @@ def world(folder: Path) -> Iterator[World]:
     here.bench.routes = FakeRoutes(FakeRouteStore([route_to(CHAMPION)]))
     here.write_cycle()
     python = folder / "python"
-    python.write_text(f'#!/bin/bash\nshift 2\necho "$*" >>"$MARKS"\nexit "${{MARK_EXIT:-0}}"\n')
+    python.write_text('#!/bin/bash\nshift 2\necho "$*" >>"$MARKS"\nexit "${MARK_EXIT:-0}"\n')
     python.chmod(0o755)
     ready, stop = threading.Event(), asyncio.Event()
 

@@ -60,8 +60,8 @@ options:
     description:
       - The revision that the change replaces; 0 for the one in force. A route that moved on is a conflict.
       - With I(state=restored) the last revision that this rollout knows of. A later one is put back only if
-        it is the next and leads to I(model_version), which is what this rollout's own change looks like if the
-        server's answer was lost.
+        it is the next and leads to I(model_version), which is what this rollout's own change looks like if
+        the server's answer was lost.
     type: int
     default: 0
   server:

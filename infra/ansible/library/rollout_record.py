@@ -295,8 +295,10 @@ def main() -> None:
         if asked["action"] == "read":
             module.exit_json(changed=False, **record.cycle())
         if module.check_mode:
-            known = {"route_before": without(asked["route"]["targets"], asked["candidate"])}
-            module.exit_json(changed=False, record=known if asked["action"] == "start" else {})
+            known = {}
+            if asked["action"] == "start":
+                known["route_before"] = without(asked["route"]["targets"], asked["candidate"])
+            module.exit_json(changed=False, record=known)
         if asked["action"] == "step":
             written = record.step(now, *(asked[name] for name in ("step", "decision", "reason", "metrics")))
         else:

@@ -67,7 +67,7 @@ def _message(err: str) -> str:
     for line in reversed(err.strip().splitlines()):
         try:
             error = json.loads(line)["error"]
+            return f"{error['status']}: {error['message']}"
         except (ValueError, KeyError, TypeError):
             continue
-        return f"{error.get('status', '')}: {error.get('message', '')}"
     return err.strip()
