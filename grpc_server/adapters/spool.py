@@ -297,7 +297,7 @@ class FileSpool:
         """What became of each record. Runs in the writer's thread; raises nothing."""
         outcomes: list[Exception | None] = [None] * len(batch)
         taken = [*self._parked]
-        self._refusal = self._prepare(batch)
+        refusal = self._prepare(batch)
         room = self._room()
         for index, waiting in enumerate(batch):
             if not waiting.new_work:
@@ -306,21 +306,22 @@ class FileSpool:
             need = len(waiting.frame)
             if isinstance(waiting.record, InferenceStarted):
                 need += self._end_bytes
-            if self._refusal or need > room:
-                outcomes[index] = SpoolFull(self._refusal or self._full_text())
+            if refusal or need > room:
+                outcomes[index] = SpoolFull(refusal or self._full_text())
                 continue
             room -= need
             taken.append(waiting)
         try:
             self._put(taken)
         except OSError as error:
-            self._refusal = _refusal(error)
+            refusal = _refusal(error)
             for index, waiting in enumerate(batch):
                 if waiting.new_work:
-                    outcomes[index] = outcomes[index] or SpoolFull(self._refusal)
+                    outcomes[index] = outcomes[index] or SpoolFull(refusal)
             self._put_ends([waiting for waiting in taken if not waiting.new_work])
         else:
             self._parked = []
+        self._refusal = refusal
         return outcomes
 
     def _prepare(self, batch: Sequence[_Waiting]) -> str:
@@ -424,10 +425,15 @@ class FileSpool:
         if self._reserved >= size:
             return
         size = -(-size // self._segment_bytes) * self._segment_bytes
-        descriptor = os.open(self.directory / "reserve", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self.directory / "reserve"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             _allocate(descriptor, size)
             self._reserved = size
+        except OSError:
+            if not self._reserved:
+                path.unlink()
+            raise
         finally:
             os.close(descriptor)
 
