@@ -196,7 +196,7 @@ def _show(stage: Stage, observed: figures.Observed, cycle_dir: Path) -> Path:
 
 def _pace(plan: Plan, running: Night) -> float:
     """Seconds between requests: a canary needs more of them to be judged by."""
-    return plan.rollout_pace if running.step == night.NOT_ROLLED_OUT else plan.night_pace
+    return plan.rollout_pace if running.step == night.ROLL_OUT else plan.night_pace
 
 
 async def _while_trickling(

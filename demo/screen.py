@@ -29,15 +29,15 @@ class Screen:
 
     def step(self, text: str) -> None:
         """A new step begins."""
-        self.console.print(f"[bold cyan]{self._clock()}[/] [bold]{escape(text)}[/]")
+        self._line(f"[bold cyan]{self._clock()}[/] [bold]{escape(text)}[/]")
 
     def note(self, text: str) -> None:
         """Something worth a line happened."""
-        self.console.print(f"[dim]{self._clock()}[/] {escape(text)}")
+        self._line(f"[dim]{self._clock()}[/] {escape(text)}")
 
     def broken(self, text: str) -> None:
         """The demo ends here."""
-        self.console.print(f"[bold red]The loop is broken.[/] {escape(text)}", soft_wrap=True)
+        self._line(f"[bold red]The loop is broken.[/] {escape(text)}")
 
     @asynccontextmanager
     async def watching(self, describe: Callable[[], str]) -> AsyncIterator[None]:
@@ -59,6 +59,9 @@ class Screen:
             while True:
                 status.update(f"[dim]{self._clock()}[/] {escape(describe())}")
                 await asyncio.sleep(REDRAW_SECONDS)
+
+    def _line(self, markup: str) -> None:
+        self.console.print(markup, soft_wrap=True)  # the terminal wraps; a log keeps the line whole
 
     def _clock(self) -> str:
         minutes, seconds = divmod(int(self.seconds), 60)
