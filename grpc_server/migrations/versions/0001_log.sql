@@ -109,7 +109,9 @@ CREATE INDEX event_at ON event (at);
 -- A start of a server is acted on once, however often its record is stored.
 CREATE UNIQUE INDEX event_server_started ON event (actor, at) WHERE kind = 'server_started';
 
--- One row per ended inference, with all the feedback on it so far.
+-- One row per ended inference, with all the feedback on it so far. Feedback is grouped first, then joined: with a
+-- LATERAL, and before the tables have statistics, Postgres looks for each inference's newest feedback along the
+-- index of transactions (measured: 3.4 s for 5,000 rows, growing with the square).
 CREATE VIEW learning_log AS
 SELECT i.id AS inference_id,
        GREATEST(i.changed_xid, f.changed_xid)::text AS changed_xid,
@@ -120,8 +122,9 @@ SELECT i.id AS inference_id,
        i.queue_ms, i.ttft_ms, i.total_ms, i.started_at, i.ended_at,
        COALESCE(f.feedback, '[]') AS feedback
 FROM inference i
-LEFT JOIN LATERAL (
-    SELECT max(changed_xid) AS changed_xid,
+LEFT JOIN (
+    SELECT inference_id,
+           max(changed_xid) AS changed_xid,
            json_agg(json_build_object(
                'id', id,
                'created_at', to_char(created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"+00:00"'),
@@ -132,8 +135,8 @@ LEFT JOIN LATERAL (
                'demonstration', demonstration
            ) ORDER BY created_at, id) AS feedback
     FROM feedback
-    WHERE inference_id = i.id
-) f ON true
+    GROUP BY inference_id
+) f ON f.inference_id = i.id
 WHERE i.status <> 'started';
 
 -- The role belongs to the cluster, and may be there already: made by hand, or for another database.
