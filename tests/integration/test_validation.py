@@ -7,6 +7,7 @@ import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -192,6 +193,16 @@ def test_nothing_written_holds_a_word_of_a_prompt_or_asks_the_network(cycle: Pat
         text = path.read_text(encoding="utf-8")
         assert "nightingale" not in text, path
         assert not re.search(r"(src|href)\s*=\s*[\"']?(https?:)?//|@import|url\(|<script", text), path
+
+
+def test_the_data_docs_lead_from_their_first_page_to_every_other(cycle: Path) -> None:
+    write(cycle, [row()])
+    check(cycle)
+    docs = cycle / "validation" / "data_docs"
+    index = (docs / "index.html").read_text(encoding="utf-8")
+    linked = {docs / unquote(link) for link in re.findall(r'href="([^"]+)"', index)}
+    assert linked == set(docs.rglob("*.html")) - {docs / "index.html"}
+    assert len(linked) == 4
 
 
 def test_a_second_check_does_nothing_and_another_suite_does(cycle: Path, tmp_path: Path) -> None:
