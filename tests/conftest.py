@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
@@ -28,11 +29,27 @@ def base_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+def places() -> Iterator[Callable[[str], Path]]:
+    """Makes folders that Postgres' own user can reach, which it runs as where the tests run as root.
+
+    Not in pytest's temporary folder: each pytest that starts closes that one to others again.
+    """
+    with tempfile.TemporaryDirectory(prefix="agentloop-", ignore_cleanup_errors=True) as root:
+
+        def make(name: str) -> Path:
+            place = Path(tempfile.mkdtemp(dir=root)) / name
+            place.mkdir()
+            return place
+
+        yield make
+
+
+@pytest.fixture(scope="session")
+def local_postgres(places: Callable[[str], Path]) -> Iterator[object]:
     """A Postgres of the session's own: a `LocalPostgres`, entered."""
     from grpc_server.adapters.local_postgres import LocalPostgres
 
-    with LocalPostgres(tmp_path_factory.mktemp("postgres")) as postgres:
+    with LocalPostgres(places("postgres")) as postgres:
         yield postgres
 
 
@@ -49,7 +66,7 @@ def database(local_postgres: object) -> str:
 
 
 @pytest.fixture(scope="session")
-def live_server(tmp_path_factory: pytest.TempPathFactory, base_gguf: Path) -> Iterator[LiveServer]:
+def live_server(places: Callable[[str], Path], base_gguf: Path) -> Iterator[LiveServer]:
     """A server with the embedded engine and a Postgres of its own, for the session."""
-    with LiveServer(tmp_path_factory.mktemp("live server"), base_gguf=base_gguf) as server:
+    with LiveServer(places("live server"), base_gguf=base_gguf) as server:
         yield server
