@@ -1,0 +1,209 @@
+# ruff: noqa: ASYNC110 - states that no event tells of
+"""The drain: everything is stored in order, or set aside, and an outage only delays it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grpc_server import drain as drain_module
+from grpc_server.adapters.spool import Corrupt
+from grpc_server.domain.errors import StoreUnavailable
+from grpc_server.domain.types import InferenceStarted, LogRecord
+from grpc_server.drain import Drain
+from tests import records as make
+
+
+class ListSource:
+    """A spool in a list; a record's position is its number."""
+
+    def __init__(self, items: Sequence[LogRecord | Corrupt] = ()) -> None:
+        self.items = list(items)
+        self.position = 0
+        self.dead: dict[int, tuple[object, str]] = {}
+        self.broken: Exception | None = None
+        self.arrived = asyncio.Event()
+
+    async def read_batch(self, limit: int) -> list[tuple[int, LogRecord | Corrupt]]:
+        if self.broken is not None:
+            raise self.broken
+        return list(enumerate(self.items, start=1))[self.position : self.position + limit]
+
+    async def commit(self, position: int) -> None:
+        self.position = position
+
+    async def dead_letter(self, position: int, what: LogRecord | Corrupt, reason: str) -> None:
+        self.dead[position] = (what, reason)
+
+    async def wait(self, seconds: float) -> None:
+        if self.position == len(self.items):
+            await self.arrived.wait()
+            self.arrived.clear()
+
+    def add(self, item: LogRecord) -> None:
+        self.items.append(item)
+        self.arrived.set()
+
+
+class ListStore:
+    """Refuses what is in `poison`; `errors` are raised first, one a call."""
+
+    def __init__(self, poison: Sequence[LogRecord] = (), errors: Sequence[Exception] = ()) -> None:
+        self.poison = list(poison)
+        self.errors = list(errors)
+        self.records: list[LogRecord] = []
+        self.calls = 0
+        self.dead: list[tuple[object, str]] = []
+        self.refuse_dead = False
+        self.stored = asyncio.Event()
+
+    async def store(self, records: Sequence[LogRecord]) -> None:
+        self.calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        for record in records:
+            if record in self.poison:
+                raise ValueError("poison")
+        self.records += records
+        self.stored.set()
+
+    async def add_dead_letter(self, what: LogRecord | Corrupt, reason: str) -> None:
+        if self.refuse_dead:
+            raise ValueError("not even that")
+        self.dead.append((what, reason))
+
+
+@pytest.fixture(autouse=True)
+def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain_module, "FIRST_DELAY_SECONDS", 0.0001)
+    monkeypatch.setattr(drain_module, "LONGEST_DELAY_SECONDS", 0.0001)
+
+
+async def test_everything_is_stored_in_order_and_in_batches() -> None:
+    records = [make.started() for _ in range(25)]
+    source, store = ListSource(records), ListStore()
+    counted: list[int] = []
+    drain = Drain(source, store, batch_records=10, stored=counted.append)
+    assert await drain.flush(5)
+    assert store.records == records
+    assert counted == [10, 10, 5]
+    assert drain.store_up
+
+
+async def test_a_poison_record_goes_aside_alone() -> None:
+    records = [make.started() for _ in range(40)]
+    poison = [records[3], records[4], records[39]]
+    source, store = ListSource(records), ListStore(poison)
+    aside: list[int] = []
+    drain = Drain(source, store, dead_letters=store, dead_lettered=aside.append)
+    assert await drain.flush(5)
+    assert store.records == [record for record in records if record not in poison]
+    assert [source.dead[position] for position in (4, 5, 40)] == [(record, "poison") for record in poison]
+    assert store.dead == [(record, "poison") for record in poison]
+    assert sum(aside) == 3
+    assert store.calls < 40
+
+
+@settings(max_examples=50, deadline=None)
+@given(kinds=st.lists(st.sampled_from(["good", "poison", "corrupt"]), max_size=30), size=st.integers(1, 8))
+def test_stored_and_set_aside_are_all_that_there_was(kinds: list[str], size: int) -> None:
+    items: list[LogRecord | Corrupt] = [
+        Corrupt(b"%d" % index) if kind == "corrupt" else make.started() for index, kind in enumerate(kinds)
+    ]
+    poison = [
+        item
+        for item, kind in zip(items, kinds, strict=True)
+        if kind == "poison" and isinstance(item, InferenceStarted)
+    ]
+
+    async def run() -> None:
+        source, store = ListSource(items), ListStore(poison)
+        assert await Drain(source, store, batch_records=size).flush(5)
+        aside = [what for _, (what, _) in sorted(source.dead.items())]
+        assert [item for item in items if item not in aside] == store.records
+        assert len(aside) == sum(kind != "good" for kind in kinds)
+
+    asyncio.run(run())
+
+
+async def test_bytes_that_are_no_record_go_aside() -> None:
+    corrupt = Corrupt(b"junk")
+    source, store = ListSource([make.started(), corrupt, make.started()]), ListStore()
+    assert await Drain(source, store, dead_letters=store).flush(5)
+    assert len(store.records) == 2
+    assert source.dead[2][0] == corrupt
+    assert store.dead[0][0] == corrupt
+
+
+async def test_an_outage_delays_and_loses_nothing() -> None:
+    records = [make.started() for _ in range(3)]
+    source, store = ListSource(records), ListStore(errors=[StoreUnavailable("down")] * 8)
+    drain = Drain(source, store)
+    assert await drain.flush(5)
+    assert store.records == records
+    assert store.calls == 9
+    assert drain.last_error == ""
+
+
+async def test_an_outage_is_told() -> None:
+    source, store = ListSource([make.started()]), ListStore(errors=[StoreUnavailable("down")] * 1000)
+    drain = Drain(source, store)
+    assert not await drain.flush(0.01)
+    assert (drain.store_up, drain.last_error) == (False, "down")
+    assert source.position == 0
+
+
+async def test_a_disk_that_cannot_take_the_dead_letter_keeps_the_record() -> None:
+    record = make.started()
+    source, store = ListSource([record]), ListStore([record])
+    failures = [OSError("no space")] * 3
+
+    async def dead_letter(position: int, what: LogRecord | Corrupt, reason: str) -> None:
+        if failures:
+            raise failures.pop()
+        source.dead[position] = (what, reason)
+
+    source.dead_letter = dead_letter  # type: ignore[method-assign]
+    assert await Drain(source, store).flush(5)
+    assert source.dead[1] == (record, "poison")
+
+
+async def test_a_table_that_refuses_the_dead_letter_too_does_not_stop_the_drain() -> None:
+    records = [make.started(), make.started()]
+    source, store = ListSource(records), ListStore([records[0]])
+    store.refuse_dead = True
+    assert await Drain(source, store, dead_letters=store).flush(5)
+    assert store.records == records[1:]
+    assert source.dead[1][0] == records[0]
+
+
+async def test_no_error_ends_the_drain() -> None:
+    source, store = ListSource(), ListStore(errors=[RuntimeError("a bug"), StoreUnavailable("down")])
+    drain = Drain(source, store, linger_seconds=0)
+    running = asyncio.create_task(drain.run())
+    record = make.started()
+    source.add(record)
+    await asyncio.wait_for(store.stored.wait(), 5)
+    assert store.records == [record]
+    store.stored.clear()
+    source.add(make.started())
+    await asyncio.wait_for(store.stored.wait(), 5)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+
+
+async def test_the_back_off_grows_is_bounded_and_can_be_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain_module, "FIRST_DELAY_SECONDS", 3600.0)
+    monkeypatch.setattr(drain_module, "LONGEST_DELAY_SECONDS", 3600.0)
+    source, store = ListSource([make.started()]), ListStore(errors=[StoreUnavailable("down")])
+    drain = Drain(source, store)
+    flushing = asyncio.create_task(drain.flush(60))
+    while not drain.last_error:
+        await asyncio.sleep(0)
+    drain.hurry()
+    assert await asyncio.wait_for(flushing, 5)
