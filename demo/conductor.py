@@ -241,7 +241,7 @@ async def _guarded(serving: Serving, work: Coroutine[Any, Any, T], *guards: Coro
 
 
 async def _must_run(program: Program) -> None:
-    code = await program.process.wait()
+    code = await program.exited()
     raise LinkError(program.name, f"it ended, with exit code {code}", "see the log", program.log)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,6 +21,8 @@ import psutil
 
 MARK = "AGENTLOOP_DEMO_STATE"
 STOP_SECONDS = 30.0
+POLL_SECONDS = 0.05
+LAST_WORDS_SECONDS = 1.0  # for output that is still on its way
 LOWEST = 19
 
 
@@ -67,10 +70,19 @@ class Program:
         begun.cancel()
         return self.output.lines[0] if self.output.lines else ""
 
+    async def exited(self) -> int:
+        """Wait for its end; its exit code.
+
+        Not by `Process.wait`: that waits for the end of its output too, which what it started may hold open.
+        """
+        while self.process.returncode is None:  # noqa: ASYNC110 (asyncio has no event for it)
+            await asyncio.sleep(POLL_SECONDS)
+        return self.process.returncode
+
     async def ended(self) -> int:
-        """Wait for its end, and for all that it printed; its exit code."""
-        code = await self.process.wait()
-        await self.reader
+        """Wait for its end, and for what it printed; its exit code."""
+        code = await self.exited()
+        await asyncio.wait({self.reader}, timeout=LAST_WORDS_SECONDS)
         return code
 
 
@@ -145,10 +157,14 @@ class Programs:
         for process in left:
             with suppress(psutil.NoSuchProcess):
                 process.terminate()
-        _, alive = await asyncio.to_thread(psutil.wait_procs, left, STOP_SECONDS)
-        for process in alive:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
+        deadline = time.monotonic() + STOP_SECONDS
+        while alive := [process for process in left if _alive(process)]:
+            if time.monotonic() > deadline:
+                for process in alive:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                break
+            await asyncio.sleep(POLL_SECONDS)
         return len(left)
 
     def marked(self) -> Iterator[psutil.Process]:
@@ -164,15 +180,23 @@ async def _stop(program: Program) -> None:
         with suppress(ProcessLookupError):
             program.process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(program.process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(program.exited(), STOP_SECONDS)
         except TimeoutError:
             with suppress(ProcessLookupError):
                 os.killpg(program.process.pid, signal.SIGKILL)  # it leads a group of its own
-            await program.process.wait()
-    # What it left behind may hold its output open: the reader is not waited for.
+            await program.exited()
+    await asyncio.wait({program.reader}, timeout=LAST_WORDS_SECONDS)
     program.reader.cancel()
     with suppress(asyncio.CancelledError):
         await program.reader
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether it runs: one that has ended stays in the table until its parent notices."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _lowest_priority(pid: int) -> None:

@@ -107,7 +107,7 @@ async def test_stopping_ends_everything_even_what_ignores_it_or_left_its_tree(
     daemon = await programs.start("daemon", python(DAEMON))
     await asyncio.gather(polite.first_line(), deaf.first_line())
     left = int(await daemon.first_line())
-    await daemon.process.wait()
+    await daemon.exited()
     assert psutil.pid_exists(left)
     await programs.stop()
     assert polite.process.returncode == -signal.SIGTERM
