@@ -1,8 +1,9 @@
 """Which JSON Schemas an answer can be held to, and how it is laid out; the same for both engines.
 
 llama.cpp does not say so when it cannot hold an answer to a schema: it logs the fact, or drops a keyword, and
-goes on. So schemas are compiled here first, with the library (llguidance) that the embedded engine has inside;
-and as Ollama's llama.cpp has another inside, which drops other keywords, its answers are checked at their end.
+goes on. So schemas are compiled here first, with the library (llguidance) that the embedded engine has
+inside; and as Ollama's llama.cpp has another inside, which drops other keywords, its answers are checked at
+their end.
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ def check_answer(text: str, schema: JsonObject) -> None:
         fits = False
     if not fits:
         raise EngineFailed(
-            "the engine did not hold the answer to the JSON Schema; use simpler keywords (patterns from ^ to $, no"
-            " bounds on numbers, no patternProperties)"
+            "the engine did not hold the answer to the JSON Schema; use simpler keywords (patterns from ^"
+            " to $, no bounds on numbers, no patternProperties)"
         )
 
 

@@ -42,7 +42,13 @@ _REPEATS = 30
 """Ollama ends a stream, without a last word, when a model says the same more often than this (0.34)."""
 
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
-_BLOB = re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})\s*$", re.MULTILINE)
+_INSTALLED = "GGUF installed by agent-loop-service, sha256:"
+_SHA256 = (
+    # Ollama makes a copy of a GGUF, in its own layout of metadata, so what we installed is noted beside it;
+    re.compile(rf"^{_INSTALLED}([0-9a-f]{{64}})$", re.MULTILINE),
+    # of what others installed, its copy is all there is.
+    re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})$", re.MULTILINE),
+)
 _RUNNER_DIED = ("runner", "running the model", "llama-server", "EOF", "connection re", "broken pipe")
 
 
@@ -123,6 +129,8 @@ class OllamaEngine:
         loaded = {model["name"] for model in running["models"]}
         versions = []
         for model in tags["models"]:
+            if model["details"]["format"] != "gguf":
+                continue  # another user's of the same Ollama
             with contextlib.suppress(NotFound):  # removed meanwhile
                 sha256 = await self._sha256(model["name"], model["digest"])
                 versions.append(ModelVersion(model["name"], sha256, model["size"], model["name"] in loaded))
@@ -160,8 +168,9 @@ class OllamaEngine:
                 raise name_taken(name, installed)
             await self._upload(path, sha256)
             files = {"model.gguf": f"sha256:{sha256}"}
+            body = {"model": name, "files": files, "license": f"{_INSTALLED}{sha256}", "stream": False}
             try:
-                await self._post("/api/create", {"model": name, "files": files, "stream": False})
+                await self._post("/api/create", body)
             except (InvalidArgument, EngineFailed) as error:
                 raise Precondition(f"Ollama cannot make a model version of {path}: {error}") from error
             return True
@@ -244,12 +253,13 @@ class OllamaEngine:
         return self._digests[manifest]
 
     async def _shown_sha256(self, name: str) -> str:
-        """Of the version's GGUF: Ollama names its blobs by it, and shows the name in its Modelfile."""
+        """Of the version's GGUF: from its license, where we noted it, or from its Modelfile."""
         shown = await self._post("/api/show", {"model": name})
-        match = _BLOB.search(str(shown.get("modelfile", "")))
-        if not match:
-            raise EngineFailed(f"Ollama does not tell the SHA-256 of {name}; is it no local GGUF?")
-        return match[1]
+        text = f"{shown.get('license', '')}\n{shown.get('modelfile', '')}"
+        for pattern in _SHA256:
+            if match := pattern.search(text):
+                return match[1]
+        raise EngineFailed(f"Ollama does not tell the SHA-256 of {name}; is it no local GGUF?")
 
     async def _upload(self, path: Path, sha256: str) -> None:
         blob = f"/api/blobs/sha256:{sha256}"

@@ -98,6 +98,8 @@ def environment(inherited: dict[str, str], models_dir: Path, parallel: int) -> d
     """
     kept = {name: value for name, value in inherited.items() if not name.upper().startswith(_DROPPED)}
     return {
+        # Threads that sleep at barriers, not spin: see `embedded_child`, which measured it.
+        "OMP_WAIT_POLICY": "passive",
         **kept,
         "HOME": str(models_dir),  # it writes a key pair to ~/.ollama
         "OLLAMA_MODELS": str(models_dir),
