@@ -93,12 +93,10 @@ async def ask_all(
 
 @asynccontextmanager
 async def _installed(client: AsyncClient, subject: Subject) -> AsyncIterator[str]:
-    """The subject's GGUF in the engine, under its name; removed at the end, so that memory holds but one."""
+    """The subject's GGUF in the engine, under its name; removed when all went well: memory holds but one."""
     await client.install_model(subject.model_version, subject.gguf.resolve(), subject.sha256)
-    try:
-        yield subject.model_version
-    finally:
-        await client.remove_model(subject.model_version)
+    yield subject.model_version
+    await client.remove_model(subject.model_version)
 
 
 async def _ask_each(

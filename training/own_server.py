@@ -153,10 +153,8 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
 
 
 def _last_words(folder: Path) -> str:
-    with suppress(FileNotFoundError):
-        lines = (folder / "server.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return "\n".join(lines[-20:])
-    return "it said nothing"
+    said = (folder / "server.log").read_text(encoding="utf-8", errors="replace").strip()
+    return "\n".join(said.splitlines()[-20:]) or "it said nothing"
 
 
 @contextmanager
