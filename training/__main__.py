@@ -1,0 +1,173 @@
+"""`python -m training STEP --cycle DIR`. Exit: 0 done, 1 failed, 2 usage, 99 nothing to do.
+
+Each step imports its libraries when it runs: `--help` and the light steps do not wait for torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+_console = Console(stderr=True)
+
+Cycle = Annotated[
+    Path, typer.Option("--cycle", help="The cycle's folder, named by its id: YYYYMMDDTHHMMSSZ.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+StateDir = Annotated[Path, typer.Option(envvar="AGENTLOOP_STATE_DIR", help="The server's state folder.")]
+ModelName = Annotated[str, typer.Option(envvar="AGENTLOOP_MODEL_NAME", help="The model that is served.")]
+BaseGguf = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="AGENTLOOP_BASE_GGUF",
+        help="The untouched model. [default: <state-dir>/models/gemma-3-270m-q4_k_m.gguf]",
+        show_default=False,
+    ),
+]
+
+
+@app.callback()
+def main() -> None:
+    """Curate, fine-tune, quantize, evaluate, judge and register: one cycle, step by step."""
+
+
+@app.command()
+def curate(
+    cycle: Cycle,
+    cap: Annotated[int, typer.Option(min=1, help="Training examples kept at most, the newest.")] = 2000,
+    gate_share: Annotated[
+        float, typer.Option(min=0, max=0.9, help="Share of sessions that are kept for the gate.")
+    ] = 0.15,
+    min_examples: Annotated[
+        int, typer.Option(min=1, help="New training examples below which there is nothing to learn.")
+    ] = 32,
+    max_characters: Annotated[
+        int, typer.Option(min=1, help="Longest prompt with its answer that is learned.")
+    ] = 6000,
+    as_json: AsJson = False,
+) -> None:
+    """Make dataset/ of what callers demonstrated, and of the datasets before."""
+    from training import curate as step
+    from training.cycle import NOTHING_TO_DO
+
+    options = step.Options(cap, gate_share, min_examples, max_characters)
+    with _explained():
+        found = step.run(cycle, options)
+    excluded = ", ".join(f"{count} {reason}" for reason, count in found["excluded"].items() if count)
+    _say(
+        found,
+        as_json,
+        f"{found['train']} training examples ({found['new_train']} new), {found['gate']} gate items"
+        f" ({found['new_gate']} new); of {found['rows']} rows excluded: {excluded or 'none'}.",
+    )
+    if not found["enough"]:
+        _end(f"Nothing to learn: {found['reason']}.", NOTHING_TO_DO)
+
+
+@app.command()
+def evaluate(
+    cycle: Cycle,
+    server: Annotated[
+        str | None,
+        typer.Option(envvar="AGENTLOOP_SERVER", help="The live server, which knows the champion."),
+    ] = None,
+    token: Annotated[str | None, typer.Option(envvar="AGENTLOOP_TOKEN", help="Scope models:read.")] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(envvar="AGENTLOOP_TOKEN_FILE", help="A file that holds the token.")
+    ] = None,
+    champion: Annotated[
+        str | None, typer.Option(help="A model version, instead of asking the live server which one serves.")
+    ] = None,
+    state_dir: StateDir = Path("var"),
+    base_gguf: BaseGguf = None,
+    model_name: ModelName = "gemma-3-270m",
+    engine: Annotated[
+        Literal["embedded", "ollama"], typer.Option(envvar="AGENTLOOP_ENGINE", help="What generates.")
+    ] = "embedded",
+    as_json: AsJson = False,
+) -> None:
+    """Ask champion and candidate the same questions, through a server of their own."""
+    from training import evaluate as step
+    from training.subjects import Place
+
+    place = Place(
+        state_dir=state_dir.absolute(),
+        cycles_dir=cycle.absolute().parent,
+        base_gguf=(base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf").absolute(),
+        model_name=model_name,
+        engine=engine,
+        server=server,
+        token=token,
+        token_file=token_file,
+    )
+    with _explained(), _progress("asking") as on_progress:
+        found = step.run(cycle, place, champion=champion, progress=on_progress)
+    lines = [
+        f"{suite:15} {subject:17} {each['correct']:4} of {each['n']:4} right: {each['accuracy']:.3f}"
+        f" ({each['ci_low']:.3f} to {each['ci_high']:.3f}), cut {each['length_share']:.0%}"
+        for suite, subjects in found.items()
+        for subject, each in subjects.items()
+    ]
+    _say(found, as_json, "\n".join(lines))
+
+
+@app.command()
+def gate(
+    cycle: Cycle,
+    rules: Annotated[
+        Path | None, typer.Option(help="The rules. [default: training/configs/gate.yaml]", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Decide from the paired answers: pass, fail or inconclusive. Any of the three is success."""
+    from training import gate as step
+
+    with _explained():
+        decided = step.run(cycle, rules or step.RULES)
+    _say(decided, as_json, f"{decided['verdict']}: {decided['reason']}")
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """What can go wrong for reasons outside the program is told in a line, without a traceback."""
+    from pydantic import ValidationError
+
+    from agentloop.errors import AgentLoopError
+
+    try:
+        yield
+    except ValidationError as error:
+        _end(str(error), 1)
+    except (AgentLoopError, OSError, RuntimeError, ValueError) as error:
+        _end(f"{type(error).__name__}: {error}", 1)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, where stderr is a terminal."""
+    with Progress(
+        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_console
+    ) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _say(record: Mapping[str, Any], as_json: bool, text: str) -> None:
+    typer.echo(json.dumps(record, indent=2, sort_keys=True) if as_json else text)
+
+
+def _end(text: str, code: int) -> NoReturn:
+    typer.echo(text, err=True)
+    raise typer.Exit(code)
+
+
+if __name__ == "__main__":
+    app()
