@@ -35,7 +35,11 @@ def main() -> int:
     host, deaths = "127.0.0.1:0", 0
     while True:
         started = time.monotonic()
-        process = start(sys.argv[1], host)
+        try:
+            process = start(sys.argv[1], host)
+        except OSError as error:
+            sys.stderr.write(str(error))
+            return 1
         try:
             listening, words = until_listening(process)
             if listening and not deaths:

@@ -26,7 +26,7 @@ def base_gguf() -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".assembling").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        path = folder / gemma.MODEL_NAME
+        path: Path = folder / gemma.MODEL_NAME
         if not path.exists():
             gemma.assemble(path.with_suffix(".partial")).replace(path)
     return path
