@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import DecodeError
+
+from grpc_server.domain.errors import InvalidArgument
 
 if TYPE_CHECKING:
     Interceptor = grpc.aio.ServerInterceptor[Any, Any]
@@ -20,7 +23,11 @@ Around = Callable[[grpc.aio.ServicerContext[Any, Any], Call], Awaitable[Any]]
 
 
 def wrap(handler: grpc.RpcMethodHandler[Any, Any], around: Around) -> grpc.RpcMethodHandler[Any, Any]:
-    """`handler` with `around` around it, of the same arity."""
+    """`handler` with `around` around it, of the same arity.
+
+    Requests are parsed inside: nobody without a token has bytes parsed, and bytes that are no message are an
+    InvalidArgument like any other.
+    """
     kinds: dict[tuple[bool, bool], tuple[Any, Any]] = {
         (False, False): (handler.unary_unary, grpc.unary_unary_rpc_method_handler),
         (False, True): (handler.unary_stream, grpc.unary_stream_rpc_method_handler),
@@ -30,7 +37,10 @@ def wrap(handler: grpc.RpcMethodHandler[Any, Any], around: Around) -> grpc.RpcMe
     method, make = kinds[bool(handler.request_streaming), bool(handler.response_streaming)]
 
     async def run(request: Any, context: Any) -> Any:
-        result = method(request, context)
+        if handler.request_streaming:
+            result = method(_parse_each(handler, request), context)
+        else:
+            result = method(_parse(handler, request), context)
         if not inspect.isasyncgen(result):
             return await result
         async for response in result:
@@ -40,7 +50,21 @@ def wrap(handler: grpc.RpcMethodHandler[Any, Any], around: Around) -> grpc.RpcMe
     async def behaviour(request: Any, context: Any) -> Any:
         return await around(context, lambda: run(request, context))
 
-    wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-        behaviour, handler.request_deserializer, handler.response_serializer
-    )
+    wrapped: grpc.RpcMethodHandler[Any, Any] = make(behaviour, None, handler.response_serializer)
     return wrapped
+
+
+def _parse(handler: grpc.RpcMethodHandler[Any, Any], request: Any) -> Any:
+    if handler.request_deserializer is None:
+        return request
+    try:
+        return handler.request_deserializer(request)
+    except DecodeError as error:
+        raise InvalidArgument("the request's bytes are not the message of this method") from error
+
+
+async def _parse_each(
+    handler: grpc.RpcMethodHandler[Any, Any], requests: AsyncIterator[Any]
+) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _parse(handler, request)

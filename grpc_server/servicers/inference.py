@@ -50,10 +50,11 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         async def emit(event: ChatEvent) -> None:
             await context.write(_response(event))
 
-        await self._inference.chat(caller(), _request(request), emit, seconds=context.time_remaining())
+        await self._inference.chat(caller(), domain_request(request), emit, seconds=context.time_remaining())
 
 
-def _request(request: pb.ChatRequest) -> ChatRequest:
+def domain_request(request: pb.ChatRequest) -> ChatRequest:
+    """The request, its ranges unchecked. Raises InvalidArgument for what no domain value can be."""
     if request.tool_choice not in _TOOL_CHOICES:
         raise InvalidArgument(
             f"tool_choice is {request.tool_choice}; it must be one of {', '.join(pb.ToolChoice.keys())}",
