@@ -1,0 +1,195 @@
+"""A real MLflow registry: a run and a version a cycle, and marks that follow what serves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from grpc_server.adapters.local_postgres import LocalPostgres
+from tests.integration.night_by_hand import BASE, CANDIDATE, CYCLE, make
+from training import cycle, register
+
+MODEL = "gemma-3-270m"
+
+
+@pytest.fixture(scope="module")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry's file with its tables made, which takes seconds; tests copy it."""
+    folder = tmp_path_factory.mktemp("registry")
+    uri = register.database("", folder)
+    register._client(uri).search_registered_models()
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def uri(empty_registry: Path, tmp_path: Path) -> str:
+    (tmp_path / "mlflow.db").write_bytes(empty_registry.read_bytes())
+    return register.database("", tmp_path)
+
+
+def aliases(uri: str) -> dict[str, str]:
+    """The model version that each mark is on."""
+    client = register._client(uri)
+    marked = client.get_registered_model(MODEL).aliases
+    return {
+        alias: client.get_model_version(MODEL, str(version)).tags["model_version"]
+        for alias, version in marked.items()
+    }
+
+
+def runs(uri: str) -> list[Any]:
+    client = register._client(uri)
+    experiment = client.get_experiment_by_name(register.EXPERIMENT)
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_a_cycle_that_passed_is_a_run_a_version_and_a_candidate(uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    record = register.run(directory, uri, MODEL)
+    assert record["model_version"] == CANDIDATE["model_version"]
+    assert (record["champion_before"], record["tracking_uri_scheme"]) == (BASE["model_version"], "sqlite")
+    assert aliases(uri) == {"candidate": CANDIDATE["model_version"], "champion": BASE["model_version"]}
+    (run,) = runs(uri)
+    assert run.info.run_id == record["run_id"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["finetune.lora.rank"] == "16"
+    assert run.data.params["champion"] == BASE["model_version"]
+    assert run.data.metrics["simple_python.candidate.accuracy"] == pytest.approx(0.37)
+    assert run.data.metrics["gate.better_than_the_champion.difference"] == pytest.approx(0.37)
+    assert run.data.metrics["quantize.kl_divergence"] == pytest.approx(0.0213)
+    client = register._client(uri)
+    losses = client.get_metric_history(record["run_id"], "train.loss")
+    assert [loss.step for loss in losses] == list(range(1, 97))
+    version = client.get_model_version(MODEL, record["version"])
+    assert version.source == (directory / "model.gguf").as_uri()
+    assert version.tags["sha256"] == CANDIDATE["sha256"]
+    assert (version.tags["cycle_id"], version.tags["verdict"]) == (CYCLE, "pass")
+
+
+def test_registering_twice_changes_nothing_and_losing_the_record_makes_no_second_version(
+    uri: str, tmp_path: Path
+) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    first = register.run(directory, uri, MODEL)
+    written = (directory / register.RECORD).stat().st_mtime_ns
+    assert register.run(directory, uri, MODEL) == first
+    assert (directory / register.RECORD).stat().st_mtime_ns == written
+    (directory / register.RECORD).unlink()
+    assert register.run(directory, uri, MODEL) == first
+    assert len(runs(uri)) == 1
+
+
+def test_a_run_that_a_kill_left_half_written_is_replaced(uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    client = register._client(uri)
+    half = client.create_run(register._experiment(client), tags={"cycle_id": CYCLE, "fingerprint": "x"})
+    record = register.run(directory, uri, MODEL)
+    assert record["run_id"] != half.info.run_id
+    assert [run.info.run_id for run in runs(uri)] == [record["run_id"]]
+
+
+@pytest.mark.parametrize("verdict", ["fail", "inconclusive"])
+def test_a_cycle_that_did_not_pass_is_registered_without_the_candidates_mark(
+    uri: str, tmp_path: Path, verdict: str
+) -> None:
+    directory = make(tmp_path / "cycles", until="gate", verdict=verdict)
+    record = register.run(directory, uri, MODEL)
+    assert aliases(uri) == {"champion": BASE["model_version"]}
+    assert register._client(uri).get_model_version(MODEL, record["version"]).tags["verdict"] == verdict
+
+
+def test_the_champions_mark_moves_and_moves_back_and_a_second_time_is_no_change(
+    uri: str, tmp_path: Path
+) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    register.run(directory, uri, MODEL)
+    assert register.mark(directory, uri, "champion")
+    assert aliases(uri) == {"champion": CANDIDATE["model_version"]}
+    assert not register.mark(directory, uri, "champion")
+    (directory / register.RECORD).touch()
+    register.run(directory, uri, MODEL)
+    assert aliases(uri) == {"champion": CANDIDATE["model_version"]}, "a rerun does not take the mark away"
+    assert register.mark(directory, uri, "champion_before")
+    assert aliases(uri) == {"champion": BASE["model_version"]}
+    assert not register.mark(directory, uri, "champion_before")
+
+
+def test_the_champion_of_the_next_cycle_is_the_version_of_the_last(uri: str, tmp_path: Path) -> None:
+    first = make(tmp_path / "cycles", until="gate")
+    former = register.run(first, uri, MODEL)
+    register.mark(first, uri, "champion")
+    second = make(tmp_path / "later", until="gate").rename(tmp_path / "cycles" / "20260201T020000Z")
+    gate = cycle.read_json(second / "gate.json")
+    gate["champion"] = CANDIDATE
+    gate["candidate"] = {"model_version": "gemma-3-270m:20260201T020000Z", "sha256": "d" * 64}
+    cycle.write_json(second / "gate.json", gate)
+    record = register.run(second, uri, MODEL)
+    assert record["champion_before_version"] == former["version"]
+    assert len(runs(uri)) == 2
+
+
+def test_a_mark_needs_a_cycle_that_is_registered(uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    with pytest.raises(register.NotRegisteredError, match="training register"):
+        register.mark(directory, uri, "champion")
+
+
+def test_the_registry_lies_where_it_is_told(tmp_path: Path) -> None:
+    assert register.database("", tmp_path / "st ate") == f"sqlite:///{tmp_path / 'st ate' / 'mlflow.db'}"
+    local = "postgresql://postgres@/mlflow?host=/run/x"
+    assert register.database(local, tmp_path) == "postgresql+psycopg://postgres@/mlflow?host=/run/x"
+    assert register.database("http://mlflow:5000", tmp_path) == "http://mlflow:5000"
+
+
+@pytest.fixture
+def postgres_uri() -> Iterator[str]:
+    with (
+        tempfile.TemporaryDirectory(prefix="agentloop-mlflow-") as folder,
+        LocalPostgres(Path(folder) / "postgres") as postgres,
+    ):
+        yield postgres.dsn("mlflow")
+
+
+WATCHED = """
+import socket, sys
+tried = []
+def refuse(self, address):
+    tried.append(address)
+    raise OSError("no network in this test")
+real = socket.socket.connect
+socket.socket.connect = lambda self, address: (
+    real(self, address) if self.family == socket.AF_UNIX else refuse(self, address)
+)
+def resolve(host, *rest, **named):
+    tried.append(host)
+    raise OSError("no network in this test")
+socket.getaddrinfo = resolve
+from pathlib import Path
+from training import register
+uri = register.database(sys.argv[2], Path("."))
+record = register.run(Path(sys.argv[1]), uri, "gemma-3-270m")
+register.mark(Path(sys.argv[1]), uri, "champion")
+print(record["tracking_uri_scheme"], record["version"], "tried", tried)
+"""
+
+
+def test_it_works_on_postgres_and_contacts_nobody(postgres_uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    telemetry = ("PYTEST_CURRENT_TEST", "CI", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, str(directory), postgres_uri],
+        env={key: value for key, value in os.environ.items() if key not in telemetry},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "postgresql+psycopg 2 tried []"
+    assert not Path("mlruns").exists()

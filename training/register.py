@@ -1,0 +1,277 @@
+"""Which model versions are there, and which of them serves? The MLflow registry's answer, one run a cycle.
+
+A cycle's run holds its configuration, losses and figures; its model version is the GGUF, by path and sha256.
+The alias `candidate` marks a version that the gate passed, `champion` the one that serves: the route in
+Postgres is the truth, so the rollout moves the mark after it moved the route. MLflow is used without a server
+of its own, straight on its database, and told not to phone home.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from training import cycle
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+RECORD = "registry.json"
+CHAMPION, CANDIDATE = "champion", "candidate"
+EXPERIMENT = "nightly_loop"
+
+Mark = Literal["champion", "champion_before"]
+
+# Read by MLflow when it is imported.
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+# MLflow's own limits: of a param's value, and of params and metrics in one call.
+_PARAM_CHARACTERS = 6000
+_PARAMS = 100
+_METRICS = 1000
+
+Record = Mapping[str, Any]
+
+
+class NotRegisteredError(Exception):
+    """A mark cannot move to a version that the registry does not have."""
+
+
+def run(directory: Path, uri: str, model_name: str) -> dict[str, Any]:
+    """Write the cycle to the registry at `uri`, and `registry.json`; return what that holds.
+
+    A cycle that the same files had written is left as it is. A verdict other than pass is registered too,
+    without the candidate's mark.
+
+    Raises:
+        FileNotFoundError: if there is no gate.json or model.gguf.
+        mlflow.exceptions.MlflowException, sqlalchemy.exc.SQLAlchemyError: if the registry does not answer.
+    """
+    files = _files(directory)
+    gate = cycle.read_json(directory / "gate.json")
+    quantized = cycle.read_json(directory / "quantize.json")
+    options = {"uri": _identity(uri), "model_name": model_name, "sha256": gate["candidate"]["sha256"]}
+    inputs = cycle.inputs_of(files, options)
+    output = directory / RECORD
+    if cycle.done(output, inputs):
+        return cycle.read_json(output)
+    with cycle.step(directory, "register", packages=["mlflow"]):
+        client = _client(uri)
+        fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+        tags = {"cycle_id": directory.resolve().name, "fingerprint": fingerprint, "verdict": gate["verdict"]}
+        run_id = _logged(client, directory, gate, tags)
+        _registered_model(client, model_name)
+        champion_before = _champion(client, model_name, gate["champion"])
+        version = _version(
+            client,
+            model_name,
+            source=(directory / "model.gguf").resolve().as_uri(),
+            run_id=run_id,
+            tags={**tags, **_identified(gate["candidate"]), "gguf_bytes": str(quantized["size_bytes"])},
+            description=gate["reason"],
+        )
+        if gate["verdict"] == "pass":
+            client.set_registered_model_alias(model_name, CANDIDATE, version.version)
+        cycle.write_json(
+            output,
+            {
+                "registered_model": model_name,
+                "version": str(version.version),
+                "run_id": run_id,
+                "model_version": gate["candidate"]["model_version"],
+                "tracking_uri_scheme": uri.partition(":")[0],
+                "champion_before": champion_before.tags["model_version"],
+                "champion_before_version": str(champion_before.version),
+                "inputs": inputs,
+            },
+        )
+    return cycle.read_json(output)
+
+
+def mark(directory: Path, uri: str, which: Mark) -> bool:
+    """Move the champion's mark to this cycle's version, or back to the one before it; False if it was there.
+
+    Raises:
+        NotRegisteredError: if the cycle is not in the registry.
+    """
+    if not (directory / RECORD).is_file():
+        raise NotRegisteredError(
+            f"{directory.name} has no {RECORD}; run `python -m training register --cycle {directory}` first"
+        )
+    record = cycle.read_json(directory / RECORD)
+    name = record["registered_model"]
+    wanted = record["version"] if which == "champion" else record["champion_before_version"]
+    client = _client(uri)
+    marked = client.get_registered_model(name).aliases
+    if str(marked.get(CHAMPION)) == wanted:
+        return False
+    client.set_registered_model_alias(name, CHAMPION, wanted)
+    if str(marked.get(CANDIDATE)) == wanted:
+        client.delete_registered_model_alias(name, CANDIDATE)
+    return True
+
+
+def database(uri: str, state_dir: Path) -> str:
+    """The registry's address: `uri`, Postgres with the driver that is installed; or a file of ours."""
+    if not uri:
+        state_dir.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{(state_dir / 'mlflow.db').resolve()}"
+    for plain in ("postgresql://", "postgres://"):
+        if uri.startswith(plain):
+            return f"postgresql+psycopg://{uri.removeprefix(plain)}"
+    return uri
+
+
+def _client(uri: str) -> MlflowClient:
+    os.environ.update(_QUIET)
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _identity(uri: str) -> str:
+    """What tells two registries apart, without what is secret in an address."""
+    return hashlib.sha256(uri.encode()).hexdigest()
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    needed = ("gate.json", "quantize.json")
+    wanted = (
+        "dataset/dataset.json",
+        "adapter/finetune.json",
+        "adapter/training.jsonl",
+        "evaluation/summary.json",
+    )
+    found = (*needed, *(name for name in wanted if (directory / name).is_file()))
+    return {name: directory / name for name in found}
+
+
+def _logged(client: MlflowClient, directory: Path, gate: Record, tags: Mapping[str, str]) -> str:
+    """The id of the cycle's run; one that a killed attempt left half-written is replaced."""
+    from mlflow.entities import Metric, Param
+
+    experiment = _experiment(client)
+    for earlier in client.search_runs([experiment], f"tags.cycle_id = '{tags['cycle_id']}'"):
+        same = earlier.data.tags.get("fingerprint") == tags["fingerprint"]
+        if same and earlier.info.status == "FINISHED":
+            return str(earlier.info.run_id)
+        client.delete_run(earlier.info.run_id)
+    decided = int(datetime.fromisoformat(gate["decided_at"]).timestamp() * 1000)
+    made = client.create_run(experiment, start_time=decided, run_name=tags["cycle_id"], tags=dict(tags))
+    run_id = str(made.info.run_id)
+    params = [Param(key, str(value)[:_PARAM_CHARACTERS]) for key, value in params_of(directory, gate)]
+    metrics = [Metric(key, value, decided, step) for key, value, step in metrics_of(directory, gate)]
+    for start in range(0, len(params), _PARAMS):
+        client.log_batch(run_id, params=params[start : start + _PARAMS])
+    for start in range(0, len(metrics), _METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _METRICS])
+    client.set_terminated(run_id, "FINISHED", end_time=decided)
+    return run_id
+
+
+def _experiment(client: MlflowClient) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    # No artifact is ever stored: what a cycle made lies in its folder. The address is never written to.
+    return str(client.create_experiment(EXPERIMENT, artifact_location="file:///dev/null"))
+
+
+def params_of(directory: Path, gate: Record) -> Iterator[tuple[str, str]]:
+    """What the cycle was made with: who was judged, the fine-tuning's configuration, the dataset's sizes."""
+    yield "champion", gate["champion"]["model_version"]
+    yield "candidate", gate["candidate"]["model_version"]
+    tuned = _read(directory / "adapter" / "finetune.json")
+    yield from _flat("finetune", tuned.get("config") or {})
+    dataset = _read(directory / "dataset" / "dataset.json")
+    for key in ("cap", "cycles"):
+        if key in dataset:
+            yield f"dataset.{key}", json.dumps(dataset[key])
+
+
+def metrics_of(directory: Path, gate: Record) -> Iterator[tuple[str, float, int]]:
+    """Name, value and step of every figure of the cycle; the fine-tuning's by its steps, all others at 0."""
+    training = directory / "adapter" / "training.jsonl"
+    if training.is_file():
+        for line in training.read_text(encoding="utf-8").splitlines():
+            values = json.loads(line)
+            step = int(values.pop("step", 0))
+            yield from ((f"train.{key}", value, step) for key, value in _numbers(values))
+    for name, path in (
+        ("finetune", directory / "adapter" / "finetune.json"),
+        ("quantize", directory / "quantize.json"),
+        ("dataset", directory / "dataset" / "dataset.json"),
+    ):
+        yield from ((f"{name}.{key}", value, 0) for key, value in _numbers(_read(path)))
+    for suite, subjects in _read(directory / "evaluation" / "summary.json").items():
+        for subject, figures in subjects.items():
+            yield from ((f"{suite}.{subject}.{key}", value, 0) for key, value in _numbers(figures))
+    for check in gate["checks"]:
+        name = "".join(letter if letter.isalnum() else "_" for letter in check["name"])
+        yield from ((f"gate.{name}.{key}", value, 0) for key, value in _numbers(check))
+
+
+def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in values.items():
+        if isinstance(value, bool | int | float):
+            yield key, float(value)
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _flat(f"{prefix}.{key}", each)
+    else:
+        yield prefix, value if isinstance(value, str) else json.dumps(value)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return cycle.read_json(path) if path.is_file() else {}
+
+
+def _registered_model(client: MlflowClient, name: str) -> None:
+    if not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name, description="Every GGUF that a night made; champion serves.")
+
+
+def _champion(client: MlflowClient, name: str, champion: Record) -> ModelVersion:
+    """The version of the champion that the gate saw; one that is new, as the first base is, gets the mark."""
+    found = _found(client, name, "model_version", champion["model_version"])
+    if found is None:
+        found = client.create_model_version(
+            name,
+            source=f"agentloop:/{champion['model_version']}",
+            tags=_identified(champion),
+            description="It served before the first cycle that is in this registry.",
+        )
+    if CHAMPION not in client.get_registered_model(name).aliases:
+        client.set_registered_model_alias(name, CHAMPION, found.version)
+    return found
+
+
+def _version(
+    client: MlflowClient, name: str, *, source: str, run_id: str, tags: Mapping[str, str], description: str
+) -> ModelVersion:
+    """The cycle's version, made unless the same files had made it."""
+    found = _found(client, name, "fingerprint", tags["fingerprint"])
+    if found is not None:
+        return found
+    return client.create_model_version(
+        name, source=source, run_id=run_id, tags=dict(tags), description=description
+    )
+
+
+def _found(client: MlflowClient, name: str, tag: str, value: str) -> ModelVersion | None:
+    """The latest version with that tag."""
+    wanted = f"name = '{name}' AND tags.{tag} = '{value}'"
+    versions = client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
+    return versions[0] if versions else None
+
+
+def _identified(model: Record) -> dict[str, str]:
+    return {"model_version": model["model_version"], "sha256": model["sha256"]}
