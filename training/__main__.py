@@ -135,6 +135,45 @@ def gate(
     _say(decided, as_json, f"{decided['verdict']}: {decided['reason']}")
 
 
+@app.command()
+def register(
+    cycle: Cycle,
+    mark: Annotated[
+        Literal["champion", "champion_before"] | None,
+        typer.Option(help="Move the champion's mark to this cycle's version, or back to the one before."),
+    ] = None,
+    mlflow_uri: Annotated[
+        str,
+        typer.Option(
+            envvar="AGENTLOOP_MLFLOW_URI", help="MLflow's database. [default: <state-dir>/mlflow.db]"
+        ),
+    ] = "",
+    state_dir: StateDir = Path("var"),
+    model_name: ModelName = "gemma-3-270m",
+    as_json: AsJson = False,
+) -> None:
+    """Write the cycle to the MLflow registry, whatever the verdict; mark a candidate that passed."""
+    from training import register as step
+
+    with _explained():
+        uri = step.database(mlflow_uri, state_dir)
+        if mark is not None:
+            moved = step.mark(cycle, uri, mark)
+            _say({"moved": moved}, as_json, f"champion: {'moved' if moved else 'was there already'}.")
+            return
+        found = step.run(cycle, uri, model_name)
+    _say(found, as_json, f"{found['model_version']} is version {found['version']} of {model_name}.")
+
+
+@app.command()
+def report(cycle: Cycle) -> None:
+    """Write report.html, the page to read in the morning, and manifest.json, the cycle's last file."""
+    from training import report as step
+
+    with _explained():
+        typer.echo(step.run(cycle))
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     """What can go wrong for reasons outside the program is told in a line, without a traceback."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -38,7 +39,11 @@ _METRICS = 1000
 Record = Mapping[str, Any]
 
 
-class NotRegisteredError(Exception):
+class RegistryError(RuntimeError):
+    """The registry cannot be reached, or refuses; the text says why."""
+
+
+class NotRegisteredError(RegistryError):
     """A mark cannot move to a version that the registry does not have."""
 
 
@@ -49,8 +54,8 @@ def run(directory: Path, uri: str, model_name: str) -> dict[str, Any]:
     without the candidate's mark.
 
     Raises:
-        FileNotFoundError: if there is no gate.json or model.gguf.
-        mlflow.exceptions.MlflowException, sqlalchemy.exc.SQLAlchemyError: if the registry does not answer.
+        FileNotFoundError: if there is no gate.json or quantize.json.
+        RegistryError: if the registry does not answer, or refuses.
     """
     files = _files(directory)
     gate = cycle.read_json(directory / "gate.json")
@@ -60,8 +65,7 @@ def run(directory: Path, uri: str, model_name: str) -> dict[str, Any]:
     output = directory / RECORD
     if cycle.done(output, inputs):
         return cycle.read_json(output)
-    with cycle.step(directory, "register", packages=["mlflow"]):
-        client = _client(uri)
+    with cycle.step(directory, "register", packages=["mlflow"]), _registry(uri) as client:
         fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
         tags = {"cycle_id": directory.resolve().name, "fingerprint": fingerprint, "verdict": gate["verdict"]}
         run_id = _logged(client, directory, gate, tags)
@@ -98,6 +102,7 @@ def mark(directory: Path, uri: str, which: Mark) -> bool:
 
     Raises:
         NotRegisteredError: if the cycle is not in the registry.
+        RegistryError: if the registry does not answer, or refuses.
     """
     if not (directory / RECORD).is_file():
         raise NotRegisteredError(
@@ -106,13 +111,13 @@ def mark(directory: Path, uri: str, which: Mark) -> bool:
     record = cycle.read_json(directory / RECORD)
     name = record["registered_model"]
     wanted = record["version"] if which == "champion" else record["champion_before_version"]
-    client = _client(uri)
-    marked = client.get_registered_model(name).aliases
-    if str(marked.get(CHAMPION)) == wanted:
-        return False
-    client.set_registered_model_alias(name, CHAMPION, wanted)
-    if str(marked.get(CANDIDATE)) == wanted:
-        client.delete_registered_model_alias(name, CANDIDATE)
+    with _registry(uri) as client:
+        marked = client.get_registered_model(name).aliases
+        if str(marked.get(CHAMPION)) == wanted:
+            return False
+        client.set_registered_model_alias(name, CHAMPION, wanted)
+        if str(marked.get(CANDIDATE)) == wanted:
+            client.delete_registered_model_alias(name, CANDIDATE)
     return True
 
 
@@ -127,11 +132,19 @@ def database(uri: str, state_dir: Path) -> str:
     return uri
 
 
-def _client(uri: str) -> MlflowClient:
+@contextmanager
+def _registry(uri: str) -> Iterator[MlflowClient]:
+    """A client that works on the database itself; its tables are made, or brought up to date, first."""
     os.environ.update(_QUIET)
+    from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    try:
+        yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, SQLAlchemyError) as error:
+        first = str(error).partition("\n")[0]
+        raise RegistryError(f"the MLflow registry failed: {first}. Check AGENTLOOP_MLFLOW_URI") from error
 
 
 def _identity(uri: str) -> str:

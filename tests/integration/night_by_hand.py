@@ -335,7 +335,7 @@ def _roll_out(directory: Path, result: str) -> None:
             "analysis",
             "promote" if promoted else "roll_back",
             reason,
-            {"stable": stable, "canary": canary},
+            figures,
         ),
         (119, "end", result, reason, {}),
     ]

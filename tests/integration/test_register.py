@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
 from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.integration.night_by_hand import BASE, CANDIDATE, CYCLE, make
 from training import cycle, register
+from training.__main__ import app
 
 MODEL = "gemma-3-270m"
 
@@ -24,7 +28,8 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry's file with its tables made, which takes seconds; tests copy it."""
     folder = tmp_path_factory.mktemp("registry")
     uri = register.database("", folder)
-    register._client(uri).search_registered_models()
+    with register._registry(uri) as client:
+        client.search_registered_models()
     return folder / "mlflow.db"
 
 
@@ -34,9 +39,13 @@ def uri(empty_registry: Path, tmp_path: Path) -> str:
     return register.database("", tmp_path)
 
 
+def client_of(uri: str) -> MlflowClient:
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
 def aliases(uri: str) -> dict[str, str]:
     """The model version that each mark is on."""
-    client = register._client(uri)
+    client = client_of(uri)
     marked = client.get_registered_model(MODEL).aliases
     return {
         alias: client.get_model_version(MODEL, str(version)).tags["model_version"]
@@ -45,7 +54,7 @@ def aliases(uri: str) -> dict[str, str]:
 
 
 def runs(uri: str) -> list[Any]:
-    client = register._client(uri)
+    client = client_of(uri)
     experiment = client.get_experiment_by_name(register.EXPERIMENT)
     return list(client.search_runs([experiment.experiment_id]))
 
@@ -64,7 +73,7 @@ def test_a_cycle_that_passed_is_a_run_a_version_and_a_candidate(uri: str, tmp_pa
     assert run.data.metrics["simple_python.candidate.accuracy"] == pytest.approx(0.37)
     assert run.data.metrics["gate.better_than_the_champion.difference"] == pytest.approx(0.37)
     assert run.data.metrics["quantize.kl_divergence"] == pytest.approx(0.0213)
-    client = register._client(uri)
+    client = client_of(uri)
     losses = client.get_metric_history(record["run_id"], "train.loss")
     assert [loss.step for loss in losses] == list(range(1, 97))
     version = client.get_model_version(MODEL, record["version"])
@@ -88,7 +97,7 @@ def test_registering_twice_changes_nothing_and_losing_the_record_makes_no_second
 
 def test_a_run_that_a_kill_left_half_written_is_replaced(uri: str, tmp_path: Path) -> None:
     directory = make(tmp_path / "cycles", until="gate")
-    client = register._client(uri)
+    client = client_of(uri)
     half = client.create_run(register._experiment(client), tags={"cycle_id": CYCLE, "fingerprint": "x"})
     record = register.run(directory, uri, MODEL)
     assert record["run_id"] != half.info.run_id
@@ -102,7 +111,7 @@ def test_a_cycle_that_did_not_pass_is_registered_without_the_candidates_mark(
     directory = make(tmp_path / "cycles", until="gate", verdict=verdict)
     record = register.run(directory, uri, MODEL)
     assert aliases(uri) == {"champion": BASE["model_version"]}
-    assert register._client(uri).get_model_version(MODEL, record["version"]).tags["verdict"] == verdict
+    assert client_of(uri).get_model_version(MODEL, record["version"]).tags["verdict"] == verdict
 
 
 def test_the_champions_mark_moves_and_moves_back_and_a_second_time_is_no_change(
@@ -139,6 +148,26 @@ def test_a_mark_needs_a_cycle_that_is_registered(uri: str, tmp_path: Path) -> No
     directory = make(tmp_path / "cycles", until="gate")
     with pytest.raises(register.NotRegisteredError, match="training register"):
         register.mark(directory, uri, "champion")
+
+
+def test_a_registry_that_does_not_answer_is_named(tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    with pytest.raises(register.RegistryError, match="AGENTLOOP_MLFLOW_URI"):
+        register.run(directory, f"sqlite:///{tmp_path}/nowhere/at/all.db", MODEL)
+    assert not (directory / register.RECORD).exists()
+
+
+def test_the_command_registers_and_moves_the_mark(uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    runner, options = CliRunner(), ["register", "--cycle", str(directory), "--mlflow-uri", uri]
+    too_early = runner.invoke(app, [*options, "--mark", "champion"])
+    assert (too_early.exit_code, "training register" in too_early.stderr) == (1, True)
+    done = runner.invoke(app, [*options, "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["version"] == "2"
+    assert "champion" in runner.invoke(app, [*options, "--mark", "champion"]).stdout
+    assert aliases(uri) == {"champion": CANDIDATE["model_version"]}
+    assert "was there already" in runner.invoke(app, [*options, "--mark", "champion"]).stdout
 
 
 def test_the_registry_lies_where_it_is_told(tmp_path: Path) -> None:
