@@ -139,7 +139,7 @@ class World:
         async with grpc.aio.insecure_channel(self.bench.running.grpc_address) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
             while True:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)
                 if not self.asking:
                     continue
                 try:
