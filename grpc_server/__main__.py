@@ -37,7 +37,6 @@ def serve(
 
     settings = read_settings()
     log_to(level=settings.log_level)
-    settings.state_dir.mkdir(parents=True, exist_ok=True)
     try:
         asyncio.run(bootstrap.serve(settings, migrate=migrate))
     except (AgentLoopError, OSError, RuntimeError) as error:

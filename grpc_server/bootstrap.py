@@ -58,12 +58,13 @@ async def service(
     the database are closed.
     """
     refuse_plaintext(settings)
+    settings.state_dir.mkdir(parents=True, exist_ok=True)
     metrics = metrics or Metrics()
     async with contextlib.AsyncExitStack() as stack:
         if store is None:
             store = await stack.enter_async_context(_postgres(settings, migrate=migrate))
         if engine is None:
-            engine = await stack.enter_async_context(_engine(settings))
+            engine = await stack.enter_async_context(engine_of(settings))
         if spool is None:
             spool = await stack.enter_async_context(_spool(settings))
         metrics.logged(spool.state().records)
@@ -151,7 +152,8 @@ async def _postgres(settings: Settings, *, migrate: bool) -> AsyncIterator[Postg
 
 
 @contextlib.asynccontextmanager
-async def _engine(settings: Settings) -> AsyncIterator[Engine]:
+async def engine_of(settings: Settings) -> AsyncIterator[Engine]:
+    """The engine that is set; an Ollama is started where no URL of one is."""
     if settings.engine == "embedded":
         async with EmbeddedEngine(
             settings.state_dir / "models" / "versions",
