@@ -51,7 +51,7 @@ def curate(
     ] = 32,
     max_characters: Annotated[
         int, typer.Option(min=1, help="Longest prompt with its answer that is learned.")
-    ] = 6000,
+    ] = 3600,
     as_json: AsJson = False,
 ) -> None:
     """Make dataset/ of what callers demonstrated, and of the datasets before."""

@@ -55,7 +55,7 @@ class Options:
     cap: int = 2000
     gate_share: float = 0.15
     min_examples: int = 32
-    max_characters: int = 6000
+    max_characters: int = 3600  # about the 1024 tokens of configs/gemma3-270m.yaml
 
     def __post_init__(self) -> None:
         if self.cap < 1 or self.min_examples < 1 or self.max_characters < 1:

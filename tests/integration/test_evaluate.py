@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from agentloop.errors import Unavailable
 from grpc_server.domain.chat_format import render, render_answer
@@ -25,6 +26,7 @@ from tests.fakes import FakeEngine, FakeRoutes, FakeRouteStore
 from tests.integration.grpc_bench import Bench
 from tests.live_server import LiveServer
 from training import asking, bfcl, cycle, evaluate, gate, own_server, suites
+from training.__main__ import app
 from training.own_server import OwnServer, ServerFailedError
 from training.subjects import Place, UnknownModelError, serving
 
@@ -138,6 +140,24 @@ def test_all_are_asked_the_same_and_the_gate_can_judge(
     decided = gate.run(directory)
     assert decided["champion"] == about["champion"] and decided["candidate"] == about["candidate"]
     assert [check["n"] for check in decided["checks"]] == [100, 10, 100, 100]
+
+
+def test_the_command_line_prints_a_line_for_each_suite_and_subject(
+    directory: Path, place: Place, engines: list[FakeEngine]
+) -> None:
+    arguments = [
+        *("evaluate", "--cycle", str(directory), "--state-dir", str(place.state_dir)),
+        *("--base-gguf", str(place.base_gguf), "--champion", "gemma-3-270m:base"),
+    ]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert len(done.stdout.splitlines()) == 5
+    assert (
+        "simple_python   champion             0 of  100 right: 0.000 (0.000 to 0.037), cut 100%"
+        in done.stdout
+    )
+    told = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(told.stdout) == cycle.read_json(directory / "evaluation" / "summary.json")
 
 
 def test_the_same_evaluation_again_asks_nobody(
@@ -260,7 +280,8 @@ if sys.argv[1] == "tokens":
     print(json.dumps({"token": "al_x"}))
     sys.exit()
 print("settings", sorted(name for name in os.environ if name.startswith("AGENTLOOP_")), flush=True)
-open("server.json", "w").write(json.dumps({"grpc_address": "127.0.0.1:1"}))
+open("server.partial", "w").write(json.dumps({"grpc_address": "127.0.0.1:1"}))
+os.rename("server.partial", "server.json")
 """
 
 
@@ -315,6 +336,7 @@ async def test_a_server_that_died_is_told_when_the_work_is_over(tmp_path: Path) 
             tmp_path / "e", engine="embedded", parallel=1, program=program(tmp_path, READY + "time.sleep(1)")
         ) as server:
             await ended(server.pid)
+            await asyncio.sleep(0.5)  # until the event loop has heard of it
 
 
 async def test_a_server_that_does_not_listen_is_killed(
