@@ -121,7 +121,7 @@ def hello(text: str = "Hi", **fields: Any) -> inference_pb2.ChatRequest:
 async def rest_of(call: Any) -> list[Any]:
     """What a stream still brings."""
     events = []
-    while (event := await call.read()) is not grpc.aio.EOF:
+    while event := await call.read():  # its end is false
         events.append(event)
     return events
 

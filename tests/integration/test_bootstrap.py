@@ -198,8 +198,7 @@ async def test_with_a_database_of_its_own_it_needs_migrate_and_keeps_tokens_and_
     base = tmp_path / "base.gguf"
     base.write_bytes(b"GGUF base")
     wanted = settings(tmp_path / "s", database_url=dsn, base_gguf=base)
-    parts = {"engine": FakeEngine(models=())}
-    async with bootstrap.service(wanted, migrate=True, **parts) as running:
+    async with bootstrap.service(wanted, migrate=True, engine=FakeEngine(models=())) as running:
         state = (await get(running, "/readyz")).json()
         assert state["ready"] is True
         assert state["store"]["ok"] is True

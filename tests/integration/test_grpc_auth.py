@@ -123,7 +123,7 @@ async def test_an_unknown_method_is_unimplemented(bench: Bench) -> None:
 async def test_a_method_that_the_table_forgot_is_denied(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(SCOPES, "/agentloop.v1.ModelService/ListModels")  # type: ignore[arg-type]
+    monkeypatch.delitem(SCOPES, "/agentloop.v1.ModelService/ListModels")
     error = await status_of(call(bench, "/agentloop.v1.ModelService/ListModels", bearer("al_admin")))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
 

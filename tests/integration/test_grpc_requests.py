@@ -50,16 +50,17 @@ def nested(depth: int) -> str:
 
 
 SAMPLING = pb.SamplingOptions
+UNKNOWN_ROLES: dict[int, Any] = {number: number for number in (99, -1)}  # what no generated client can say
 WRONG: dict[str, tuple[pb.ChatRequest, str]] = {
     "nothing at all": (pb.ChatRequest(), "messages has 0 messages; it must have 1 to 256"),
     "an empty text": (hello(""), "messages[0].content is empty"),
     "no role": (pb.ChatRequest(messages=[pb.Message(content="Hi")]), "messages[0].role is 0; it must be"),
     "an unknown role": (
-        pb.ChatRequest(messages=[pb.Message(role=99, content="Hi")]),
+        pb.ChatRequest(messages=[pb.Message(role=UNKNOWN_ROLES[99], content="Hi")]),
         "messages[0].role is 99",
     ),
     "a negative role": (
-        pb.ChatRequest(messages=[pb.Message(role=-1, content="Hi")]),
+        pb.ChatRequest(messages=[pb.Message(role=UNKNOWN_ROLES[-1], content="Hi")]),
         "messages[0].role is -1",
     ),
     "an unknown tool choice": (hello(tool_choice=9), "tool_choice is 9; it must be one of"),

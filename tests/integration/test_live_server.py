@@ -54,7 +54,7 @@ def rows(server: LiveServer, query: str) -> list[tuple[Any, ...]]:
         LocalPostgres(server.state_dir / "postgres") as postgres,
         psycopg.connect(postgres.dsn()) as connection,
     ):
-        return connection.execute(query).fetchall()  # type: ignore[arg-type]
+        return connection.execute(query).fetchall()
 
 
 def options(**fields: Any) -> pb.SamplingOptions:
@@ -228,12 +228,12 @@ async def test_a_signal_ends_streams_at_the_grace_period_flushes_the_spool_and_e
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         long = hello("Count to a million.", sampling=options(max_tokens=8192, top_k=1, stop=[]))
         short = hello("Hi", sampling=options(max_tokens=3))
-        call = stub.Chat(long, metadata=bearer(text))
+        call: Any = stub.Chat(long, metadata=bearer(text))
         assert (await call.read()).HasField("started")
         assert (await call.read()).HasField("text_delta")
-        quick = stub.Chat(short, metadata=bearer(text))
+        quick: Any = stub.Chat(short, metadata=bearer(text))
         assert (await quick.read()).HasField("started")
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+        watch: Any = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         own_server.signal(number)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING

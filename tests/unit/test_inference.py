@@ -394,7 +394,7 @@ async def test_an_engine_that_is_down_has_a_row() -> None:
 
 async def test_a_stream_without_its_last_word_is_an_unavailable_engine() -> None:
     class Broken(FakeEngine):
-        async def generate(self, generation):  # type: ignore[no-untyped-def, override]
+        async def generate(self, generation):  # type: ignore[no-untyped-def]
             async for event in super().generate(generation):
                 if hasattr(event, "text"):
                     yield event
