@@ -16,21 +16,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import psycopg
 import typer
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError
 
 HOME = Path(__file__).resolve().parents[1]
 DAG_ID = "nightly_loop"
 DATABASE = "airflow"
-_CYCLE_ID = "%Y%m%dT%H%M%SZ"
+CYCLE_ID = "%Y%m%dT%H%M%SZ"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
@@ -39,33 +42,41 @@ class NightError(Exception):
     """The night cannot start; the text says what to do."""
 
 
-def database_url(airflow_url: str, database_url: str, state_dir: Path) -> URL:
+def database_url(airflow_url: str, service_dsn: str, state_dir: Path) -> URL:
     """Where Airflow's tables lie.
 
-    The first that is given: `airflow_url`; the cluster of `database_url` (any libpq URI), database `airflow`;
-    the local Postgres in `<state_dir>/postgres`, whose socket folder is line 5 of its `postmaster.pid`.
+    The first that is given: `airflow_url`; the cluster of `service_dsn` (anything that libpq reads), database
+    `airflow`; the local Postgres of a server with this state folder, by its `postmaster.pid` (line 4 is its
+    port, line 5 its socket folder).
 
     Raises:
-        NightError: none is given and no local Postgres runs.
+        NightError: none is given and no local Postgres runs, or what is given cannot be read.
     """
-    if airflow_url:
-        return make_url(airflow_url)
-    if database_url:
-        return make_url(database_url).set(drivername="postgresql+psycopg", database=DATABASE)
-    pid_file = state_dir / "postgres" / "postmaster.pid"
+    try:
+        if airflow_url:
+            return make_url(airflow_url)
+        if service_dsn:
+            return _sibling(conninfo_to_dict(service_dsn))
+    except (ArgumentError, psycopg.ProgrammingError) as error:
+        raise NightError(f"the database's address cannot be read: {error}") from None
+    pid_file = state_dir / "postgres" / "cluster" / "postmaster.pid"
     try:
         lines = pid_file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+        return _sibling({"user": "postgres", "port": lines[3].strip(), "host": lines[4].strip()})
+    except (OSError, IndexError):
         raise NightError(
-            f"No Postgres runs in {pid_file.parent}: start the server (`make serve`) or "
-            "`python -m grpc_server postgres`, or set AGENTLOOP_AIRFLOW_DATABASE_URL"
+            f"no Postgres runs in {pid_file.parent}: start the server (`make serve`), or set "
+            "AGENTLOOP_DATABASE_URL or AGENTLOOP_AIRFLOW_DATABASE_URL"
         ) from None
+
+
+def _sibling(service: dict[str, Any]) -> URL:
+    """The database `airflow` beside the service's; a socket folder goes into the URL's query."""
+    rest = {name: str(value) for name, value in service.items() if value is not None and name != "dbname"}
+    user, password, port = (rest.pop(name, None) for name in ("user", "password", "port"))
+    host = None if rest.get("host", "/").startswith("/") else rest.pop("host")
     return URL.create(
-        "postgresql+psycopg",
-        username="postgres",
-        database=DATABASE,
-        port=int(lines[3]),
-        query={"host": lines[4]},
+        "postgresql+psycopg", user, password, host, int(port) if port else None, database=DATABASE, query=rest
     )
 
 
@@ -127,8 +138,9 @@ def run_airflow(logical_date: str, conf: str) -> None:
         command.func(command)
 
 
-@app.command("run")
+@app.callback(invoke_without_command=True)
 def run(
+    context: typer.Context,
     state_dir: Annotated[Path, typer.Option(envvar="AGENTLOOP_STATE_DIR", help="State folder.")] = Path(
         "var"
     ),
@@ -142,28 +154,71 @@ def run(
             "--airflow-database-url", envvar="AGENTLOOP_AIRFLOW_DATABASE_URL", help="SQLAlchemy URL."
         ),
     ] = "",
-    service_url: Annotated[
+    service_dsn: Annotated[
         str, typer.Option("--database-url", envvar="AGENTLOOP_DATABASE_URL", help="The service's database.")
     ] = "",
 ) -> None:
-    """Runs one night and prints its cycle directory."""
+    """Run one night, now, and print its cycle directory."""
+    if context.invoked_subcommand:
+        return
     state_dir, cycles_dir = (HOME / state_dir).absolute(), (HOME / cycles_dir).absolute()
+    now = datetime.now(UTC)
+    cycle_id = cycle or now.strftime(CYCLE_ID)
     try:
-        url = database_url(airflow_url, service_url, state_dir)
+        if cycle:
+            _check_cycle_id(cycle)
+        server = server_environment(state_dir, os.environ)
+        url = database_url(airflow_url, service_dsn, state_dir)
         ensure_database(url)
     except NightError as error:
         typer.echo(f"night: {error}", err=True)
         raise typer.Exit(1) from None
-    now = datetime.now(UTC)
-    cycle_id = cycle or now.strftime(_CYCLE_ID)
-    environment = os.environ | airflow_environment(url, state_dir)
+    environment = os.environ | airflow_environment(url, state_dir) | server
     environment |= {"AGENTLOOP_STATE_DIR": str(state_dir), "AGENTLOOP_CYCLES_DIR": str(cycles_dir)}
-    command = [sys.executable, __file__, "airflow", now.isoformat(), json.dumps({"cycle_id": cycle_id})]
+    command = [
+        "setpriv",
+        "--pdeathsig",
+        "TERM",
+        sys.executable,
+        __file__,
+        "airflow",
+        now.isoformat(),
+        json.dumps({"cycle_id": cycle_id}),
+    ]
     log = state_dir / "airflow" / "nights" / f"{cycle_id}.jsonl"
     typer.echo(f"Night {cycle_id}. Airflow's own log: {log}")
     code = _foreground(command, environment, log)
     typer.echo(str(cycles_dir / cycle_id))
     raise typer.Exit(1 if code else 0)
+
+
+def _check_cycle_id(text: str) -> None:
+    try:
+        datetime.strptime(text, CYCLE_ID)
+    except ValueError:
+        raise NightError(f"--cycle is {text!r}; it must be like 20260102T030405Z") from None
+
+
+def server_environment(state_dir: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    """How the steps reach the live server, where `environment` does not say: as its `server.json` does.
+
+    Raises:
+        NightError: there is no token, which would show only after the training.
+    """
+    if not (environment.get("AGENTLOOP_TOKEN") or environment.get("AGENTLOOP_TOKEN_FILE")):
+        raise NightError(
+            "no token for the live server: set AGENTLOOP_TOKEN_FILE to a file with one of the scope admin "
+            "(`python -m grpc_server tokens create --name night --scopes admin`)"
+        )
+    try:
+        server = json.loads((state_dir / "server.json").read_text(encoding="utf-8"))
+        found = {
+            "AGENTLOOP_SERVER": str(server["grpc_address"]),
+            "AGENTLOOP_METRICS_URL": f"http://{server['http_address']}/metrics",
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {name: value for name, value in found.items() if not environment.get(name)}
 
 
 def _foreground(command: list[str], environment: dict[str, str], log: Path) -> int:
