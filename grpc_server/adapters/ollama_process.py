@@ -41,6 +41,11 @@ class OllamaProcess:
         self._guard: asyncio.subprocess.Process | None = None
         self.url = ""
 
+    @property
+    def pid(self) -> int:
+        """Of the guard that Ollama and its runners descend from; 0 when nothing runs."""
+        return self._guard.pid if self._guard else 0
+
     async def __aenter__(self) -> OllamaProcess:
         self._models_dir.mkdir(parents=True, exist_ok=True)
         self._guard = await asyncio.create_subprocess_exec(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from tests.integration.conftest_engine import (
     write_tiny_gguf,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BASE = "gemma-3-270m:base"
 NIGHT = "gemma-3-270m:20260102T030000Z"
@@ -75,7 +75,7 @@ def scripted(generation: Generation) -> list[str]:
     return [f" {word}," for word in "hijk"] * 100
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     """A second model, and its SHA-256."""
     path = tmp_path_factory.mktemp("night") / "model.gguf"
@@ -83,7 +83,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     path.unlink()
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def embedded(
     tmp_path_factory: pytest.TempPathFactory, night: tuple[Path, str]
 ) -> AsyncIterator[EmbeddedEngine]:
@@ -95,19 +95,20 @@ async def embedded(
     shutil.rmtree(folder)  # gigabytes
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def ollama(
-    tmp_path_factory: pytest.TempPathFactory, night: tuple[Path, str]
-) -> AsyncIterator[OllamaEngine]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ollama_process(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[OllamaProcess]:
     folder = tmp_path_factory.mktemp("modèles & ollama")
-    async with (
-        OllamaProcess(ollama_binary(), folder, parallel=PARALLEL) as process,
-        OllamaEngine(process.url, context_tokens=CONTEXT, parallel=PARALLEL) as engine,
-    ):
+    async with OllamaProcess(ollama_binary(), folder, parallel=PARALLEL) as process:
+        yield process
+    shutil.rmtree(folder)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ollama(ollama_process: OllamaProcess, night: tuple[Path, str]) -> AsyncIterator[OllamaEngine]:
+    async with OllamaEngine(ollama_process.url, context_tokens=CONTEXT, parallel=PARALLEL) as engine:
         assert await engine.install(BASE, base_gguf(), BASE_SHA256)
         assert await engine.install(NIGHT, *night)
         yield engine
-    shutil.rmtree(folder)
 
 
 @pytest.fixture(params=["embedded", "ollama"])
@@ -292,19 +293,18 @@ async def test_a_full_context_ends_the_answer(real: Engine) -> None:
 
 
 def cpu_seconds() -> float:
-    """What all our descendants have used."""
+    """What the processes that generate have used."""
     used = 0.0
-    for process in processes_below(os.getpid()):
-        try:
-            times = process.cpu_times()
-        except psutil.NoSuchProcess:
-            continue
-        used += times.user + times.system
+    for program in ("embedded_child", "llama-server"):
+        for process in processes_below(os.getpid(), program):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                used += times.user + times.system
     return used
 
 
 async def test_closing_an_answer_stops_its_generation_within_a_second(real: Engine) -> None:
-    async with aclosing(real.generate(greedy(LETTERS, max_tokens=450))) as generation:
+    async with contextlib.aclosing(real.generate(greedy(LETTERS, max_tokens=450))) as generation:
         for _ in range(3):
             await anext(generation)
         busy = cpu_seconds()
@@ -487,44 +487,50 @@ async def test_an_ollama_that_is_not_there_is_unavailable_whatever_is_asked(tmp_
                 await call
 
 
-async def until_killed(engine: Engine, program: str) -> None:
-    """Generate, and kill the process that does it after three pieces."""
+async def until_killed(engine: Engine, process: psutil.Process, model: str = BASE) -> None:
+    """Generate, and kill `process` after three pieces."""
     seen = 0
-    async with aclosing(engine.generate(greedy(LETTERS, max_tokens=450))) as generation:
+    async with contextlib.aclosing(
+        engine.generate(greedy(LETTERS, model=model, max_tokens=450))
+    ) as generation:
         async for _ in generation:
             seen += 1
             if seen == 3:
-                [process] = processes_below(os.getpid(), program)
                 process.kill()
 
 
-async def test_a_killed_embedded_engine_costs_the_answer_and_comes_back(
-    embedded: EmbeddedEngine,
-) -> None:
+async def test_a_killed_embedded_engine_costs_the_answer_and_comes_back(embedded: EmbeddedEngine) -> None:
+    before = {process.pid for process in processes_below(os.getpid(), "embedded_child")}
     await embedded.unload(NIGHT)
-    await embedded.load(BASE)
+    await embedded.load(NIGHT)
+    [child] = [p for p in processes_below(os.getpid(), "embedded_child") if p.pid not in before]
     with pytest.raises(EngineUnavailable, match="process died"):
-        await until_killed(embedded, "embedded_child")
+        await until_killed(embedded, child, NIGHT)
     with pytest.raises(EngineUnavailable):
         await embedded.check()
-    text, _ = await answer(embedded, greedy(LETTERS, max_tokens=2))
-    assert text.startswith(" h")
+    assert (await answer(embedded, greedy(LETTERS, max_tokens=2)))[0].startswith(" h"), "another version"
+    assert (await answer(embedded, greedy(LETTERS, model=NIGHT, max_tokens=2)))[0].startswith(" h")
     await embedded.check()
 
 
-async def test_a_killed_runner_of_ollama_costs_the_answer_and_comes_back(ollama: OllamaEngine) -> None:
+async def test_a_killed_runner_of_ollama_costs_the_answer_and_comes_back(
+    ollama: OllamaEngine, ollama_process: OllamaProcess
+) -> None:
     await ollama.unload(NIGHT)
     await ollama.load(BASE)
+    [runner] = processes_below(ollama_process.pid, "llama-server")
     with pytest.raises(EngineUnavailable):
-        await until_killed(ollama, "llama-server")
-    text, _ = await answer(ollama, greedy(LETTERS, max_tokens=2))
-    assert text.startswith(" h")
+        await until_killed(ollama, runner)
+    assert (await answer(ollama, greedy(LETTERS, max_tokens=2)))[0].startswith(" h")
 
 
-async def test_a_killed_ollama_costs_the_answer_and_comes_back_on_the_same_port(ollama: OllamaEngine) -> None:
+async def test_a_killed_ollama_costs_the_answer_and_comes_back_on_the_same_port(
+    ollama: OllamaEngine, ollama_process: OllamaProcess
+) -> None:
     await ollama.load(BASE)
+    [serving] = [p for p in processes_below(ollama_process.pid) if p.cmdline()[-1] == "serve"]
     with pytest.raises(EngineUnavailable):
-        await until_killed(ollama, "ollama serve")
+        await until_killed(ollama, serving)
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -533,6 +539,6 @@ async def test_a_killed_ollama_costs_the_answer_and_comes_back_on_the_same_port(
         except EngineUnavailable:
             assert time.monotonic() < deadline
             await asyncio.sleep(0.1)
-    text, _ = await answer(ollama, greedy(LETTERS, max_tokens=2))
-    assert text.startswith(" h")
-    assert len(processes_below(os.getpid(), "llama-server")) == 1, "the dead Ollama's runner lives on"
+    assert (await answer(ollama, greedy(LETTERS, max_tokens=2)))[0].startswith(" h")
+    runners = processes_below(ollama_process.pid, "llama-server")
+    assert len(runners) == 1, "the dead Ollama's runner lives on"

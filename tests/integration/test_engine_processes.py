@@ -91,10 +91,11 @@ def lives(process: psutil.Process) -> bool:
 
 
 async def test_closing_the_embedded_engine_ends_its_children(tmp_path: Path) -> None:
+    before = {process.pid for process in processes_below(os.getpid(), "embedded_child")}
     async with EmbeddedEngine(tmp_path, context_tokens=256, parallel=1) as engine:
         await engine.install(BASE, base_gguf(), BASE_SHA256)
         await engine.load(BASE)
-        children = processes_below(os.getpid(), "embedded_child")
+        children = [p for p in processes_below(os.getpid(), "embedded_child") if p.pid not in before]
         assert len(children) == 1
     assert not any(map(lives, children))
     with pytest.raises(EngineUnavailable, match="closed"):
@@ -106,18 +107,19 @@ async def test_closing_the_embedded_engine_ends_its_children(tmp_path: Path) -> 
 async def test_the_embedded_engine_is_deaf_to_those_without_its_key_and_knows_no_other_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("AGENTLOOP_DATABASE_URL", "postgresql://u:secret@host/db")
+    before = {process.pid for process in processes_below(os.getpid(), "embedded_child")}
+    monkeypatch.setenv("AGENTLOOP_DATABASE_URL", "postgresql://u:hunter2@host/db")
     async with EmbeddedEngine(tmp_path, context_tokens=256, parallel=1) as engine:
         await engine.install(BASE, base_gguf(), BASE_SHA256)
         await engine.load(BASE)
-        [child] = processes_below(os.getpid(), "embedded_child")
+        [child] = [p for p in processes_below(os.getpid(), "embedded_child") if p.pid not in before]
         [listening] = [c for c in child.net_connections() if c.status == psutil.CONN_LISTEN]
         assert listening.laddr.ip == "127.0.0.1"
         url = f"http://127.0.0.1:{listening.laddr.port}"
         async with httpx.AsyncClient(trust_env=False) as client:
             asked = await client.post(f"{url}/completion", json={"prompt": "x", "n_predict": 1})
             assert asked.status_code == 401
-        assert "secret" not in " ".join(child.environ().values())
+        assert "hunter2" not in " ".join(child.environ().values())
         assert child.cmdline()[1:] == ["-m", "grpc_server.adapters.embedded_child"]
 
 
@@ -145,7 +147,7 @@ async def test_ollama_leaves_nothing_behind_and_listens_on_loopback_only(tmp_pat
     async with OllamaProcess(ollama_binary(), tmp_path / "modèles", parallel=1) as process:
         async with OllamaEngine(process.url) as engine:
             await engine.check()
-        serving = processes_below(os.getpid(), "ollama")
+        serving = processes_below(process.pid)
         addresses = [
             c.laddr.ip for p in serving for c in p.net_connections() if c.status == psutil.CONN_LISTEN
         ]
@@ -153,6 +155,7 @@ async def test_ollama_leaves_nothing_behind_and_listens_on_loopback_only(tmp_pat
         outside = [c for p in serving for c in p.net_connections() if c.raddr and c.raddr.ip != "127.0.0.1"]
         assert outside == []
     assert not any(map(lives, serving))
+    assert process.pid == 0
     async with OllamaEngine(process.url) as engine:
         with pytest.raises(EngineUnavailable):
             await engine.check()
