@@ -380,9 +380,9 @@ class Timings(_message.Message):
     queue_ms: _builtins.float
     """Waited for a place at the engine."""
     time_to_first_token_ms: _builtins.float
-    """From acceptance to the first token."""
+    """From the request's arrival to the first token."""
     total_ms: _builtins.float
-    """From acceptance to the end."""
+    """From the request's arrival to the end."""
     def __init__(
         self,
         *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, TypeVar
 
 import grpc
@@ -35,6 +36,8 @@ _FINISH_REASONS = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
+LARGE_BYTES = 32768
+
 
 class InferenceServicer(rpc.InferenceServiceServicer):
     """Chat, through the pipeline."""
@@ -50,7 +53,11 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         async def emit(event: ChatEvent) -> None:
             await context.write(_response(event))
 
-        await self._inference.chat(caller(), domain_request(request), emit, seconds=context.time_remaining())
+        if request.ByteSize() < LARGE_BYTES:
+            asked = domain_request(request)
+        else:  # in a thread, as it may take long enough for other streams to notice
+            asked = await asyncio.to_thread(domain_request, request)
+        await self._inference.chat(caller(), asked, emit, seconds=context.time_remaining())
 
 
 def domain_request(request: pb.ChatRequest) -> ChatRequest:

@@ -88,9 +88,21 @@ WRONG: dict[str, tuple[pb.ChatRequest, str]] = {
         "tools[0].parameters_json_schema is not a JSON Schema: properties.a.type breaks the rule",
     ),
     "a schema nested 40 levels deep": (hello(tools=[tool(nested(40))]), "is nested deeper than 32 levels"),
-    "a schema nested 100,000 levels deep": (
-        hello(tools=[tool('{"a":' * 100_000 + "1" + "}" * 100_000)]),
+    "a schema nested 10,000 levels deep": (
+        hello(tools=[tool('{"a":' * 10_000 + "1" + "}" * 10_000)]),
         "is not JSON: it is too deep",
+    ),
+    "a schema above 64 KiB": (
+        hello(tools=[tool('{"type": "object", "description": "' + "x" * 65536 + '"}')]),
+        "tools[0].parameters_json_schema has 65573 bytes; at most 65536 are taken",
+    ),
+    "64 schemas of 20 KiB": (
+        hello(
+            tools=[
+                tool('{"type": "object", "description": "' + "x" * 20480 + '"}', f"f{i}") for i in range(64)
+            ]
+        ),
+        "bytes of text; at most 1048576",
     ),
     "a schema with a lone surrogate": (
         hello(tools=[tool('{"type": "object", "description": "\\ud800"}')]),
