@@ -183,7 +183,7 @@ class ToolDefinition(_message.Message):
     description: _builtins.str
     """What the tool does."""
     parameters_json_schema: _builtins.str
-    """JSON Schema, of type object, of its arguments, as JSON text."""
+    """JSON Schema, of type object, of its arguments, as JSON text of at most 64 KiB."""
     def __init__(
         self,
         *,
@@ -270,7 +270,7 @@ class ResponseFormat(_message.Message):
 
     JSON_SCHEMA_FIELD_NUMBER: _builtins.int
     json_schema: _builtins.str
-    """JSON Schema, as JSON text. Excludes tools."""
+    """JSON Schema, as JSON text of at most 64 KiB. Excludes tools."""
     def __init__(
         self,
         *,
