@@ -51,6 +51,7 @@ def figures(observed: Observed, cycle_dir: Path) -> dict[str, Any]:
     """
     tally = observed.tally
     dataset = read(cycle_dir / "dataset" / "dataset.json")
+    tuned = read(cycle_dir / "adapter" / "finetune.json")
     rollout = read(cycle_dir / "rollout.json")
     size = read(cycle_dir / "quantize.json").get("size_bytes")
     return {
@@ -63,7 +64,9 @@ def figures(observed: Observed, cycle_dir: Path) -> dict[str, Any]:
         "rows_quarantined": read(cycle_dir / "validation" / "result.json").get("quarantined_rows"),
         "examples_kept": _sum(dataset, ("new_train", "new_gate")),
         "examples_excluded": dataset.get("excluded"),
-        **training(cycle_dir),
+        "loss_first": _rounded(tuned.get("loss_first"), 4),
+        "loss_last": _rounded(tuned.get("loss_last"), 4),
+        "tokens_per_s": _rounded(tuned.get("tokens_per_s"), 1),
         "peak_memory_gb": round(observed.peak_memory_bytes / 1e9, 2),
         "gguf_mb": None if size is None else round(size / 1e6, 1),
         **accuracies(read(cycle_dir / "evaluation" / "summary.json").get(SUITE, {})),
@@ -73,18 +76,6 @@ def figures(observed: Observed, cycle_dir: Path) -> dict[str, Any]:
         "rollout_requests": rollout.get("requests", 0),
         "rollout_failed_requests": rollout.get("failed_requests", 0),
         "seconds": round(observed.seconds, 1),
-    }
-
-
-def training(cycle_dir: Path) -> dict[str, float | None]:
-    """`loss_first`, `loss_last` and `tokens_per_s` of the fine-tuning."""
-    steps = read_lines(cycle_dir / "adapter" / "training.jsonl")
-    losses = [step["loss"] for step in steps if step.get("loss") is not None]
-    speeds = [step["tokens_per_s"] for step in steps if step.get("tokens_per_s")]
-    return {
-        "loss_first": _rounded(losses[0] if losses else None, 4),
-        "loss_last": _rounded(losses[-1] if losses else None, 4),
-        "tokens_per_s": _rounded(sum(speeds) / len(speeds) if speeds else None, 1),
     }
 
 
@@ -115,14 +106,6 @@ def read(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of JSON lines; none if there is no file."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except FileNotFoundError:
-        return []
 
 
 def _targets(route: Route) -> list[dict[str, Any]]:

@@ -98,7 +98,7 @@ class Night:
 
 
 async def begin(plan: Plan, programs: Programs, serving: Serving) -> Night:
-    """Start the DAG's run. It takes the lowest processor priority by itself."""
+    """Start the DAG's run. It puts itself, and its steps, behind what serves."""
     earlier = frozenset(path.name for path in plan.cycles_dir.iterdir()) if plan.cycles_dir.is_dir() else None
     program = await programs.start(
         "night",
@@ -111,7 +111,6 @@ async def begin(plan: Plan, programs: Programs, serving: Serving) -> Night:
             "AGENTLOOP_METRICS_URL": f"http://{serving.http_address}/metrics",
             **{name: os.environ.get(name, value) for name, value in SHORT_NIGHT.items()},
         },
-        low_priority=True,
     )
     return Night(program, plan.cycles_dir, earlier or frozenset())
 

@@ -45,7 +45,7 @@ class Plan:
     @property
     def postmaster_pid(self) -> Path:
         """Written by the local Postgres: its process id."""
-        return self.state_dir / "postgres" / "postmaster.pid"
+        return self.state_dir / "postgres" / "cluster" / "postmaster.pid"
 
     @property
     def environment(self) -> dict[str, str]:

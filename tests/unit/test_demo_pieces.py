@@ -75,9 +75,7 @@ def cycle_dir(tmp_path: Path) -> Path:
         tmp_path / "dataset/dataset.json",
         {"new_train": 30, "new_gate": 5, "train": 90, "gate": 15, "excluded": {"no_demonstration": 4}},
     )
-    steps = [{"loss": 2.5, "tokens_per_s": 200.0}, {"loss": 0.25, "tokens_per_s": 300.0}]
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/training.jsonl").write_text("\n".join(map(json.dumps, steps)))
+    put(tmp_path / "adapter/finetune.json", {"loss_first": 2.5, "loss_last": 0.25, "tokens_per_s": 250.0})
     put(tmp_path / "quantize.json", {"size_bytes": 253_115_000})
     subject = {"n": 100, "accuracy": 0.36, "ci_low": 0.27234, "ci_high": 0.4581}
     summary = {"base_constrained": subject | {"accuracy": 0.06}, "champion": subject, "candidate": subject}
