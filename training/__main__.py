@@ -6,6 +6,7 @@ Each step imports its libraries when it runs: `--help` and the light steps do no
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -70,6 +71,50 @@ def curate(
     )
     if not found["enough"]:
         _end(f"Nothing to learn: {found['reason']}.", NOTHING_TO_DO)
+
+
+@app.command()
+def finetune(
+    cycle: Cycle,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="The recipe. [default: training/configs/gemma3-270m.yaml]", show_default=False),
+    ] = None,
+    state_dir: StateDir = Path("var"),
+    base_gguf: BaseGguf = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a LoRA adapter on the untouched base; goes on from its last checkpoint after a kill."""
+    # Threads that wait for work must not spin: other processes want the processor. Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from training import finetune as step
+    from training.recipe import DEFAULT
+
+    base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
+    with _explained(), _progress("training") as on_progress:
+        found = step.run(cycle, base, state_dir, config or DEFAULT, on_progress)
+    _say(
+        found,
+        as_json,
+        f"{found['steps']} steps over {found['examples']} examples: loss {found['loss_first']:.3f} to"
+        f" {found['loss_last']:.3f}, {found['tokens_per_s']:.0f} tokens/s, {found['seconds']:.0f} s,"
+        f" {found['peak_memory_gb']:.1f} GB.",
+    )
+
+
+@app.command()
+def quantize(
+    cycle: Cycle, state_dir: StateDir = Path("var"), base_gguf: BaseGguf = None, as_json: AsJson = False
+) -> None:
+    """Merge base and adapter into one GGUF, quantize it, and measure what that cost."""
+    from training import quantize as step
+
+    base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
+    with _explained():
+        made = step.run(cycle, base, state_dir)
+    divergence = made["kl_divergence"]
+    cost = "not measured (too little text)" if divergence is None else f"{divergence:.4f} nats a token"
+    _say(made, as_json, f"{made['type']}, {made['size_bytes'] / 1e6:.0f} MB; KL divergence {cost}.")
 
 
 @app.command()

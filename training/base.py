@@ -20,7 +20,7 @@ OFFLINE = {
 }
 
 
-class BaseModelError(Exception):
+class BaseModelError(ValueError):
     """The base cannot be used; the text says why, and what to do."""
 
 

@@ -35,7 +35,7 @@ _MEAN_KLD = re.compile(r"Mean\s+KLD:\s*(-?\d+\.\d+)")
 _SAME_TOP = re.compile(r"Same top p:\s*(\d+\.\d+)")
 
 
-class QuantizeError(Exception):
+class QuantizeError(RuntimeError):
     """A program failed; the text ends with the last of what it said."""
 
 
