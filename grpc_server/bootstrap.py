@@ -74,7 +74,7 @@ async def service(
         if routes is None:
             routes = await stack.enter_async_context(_routes(settings, store))
         await stack.enter_async_context(_routed(settings, engine, routes))
-        await _load_routed(engine, routes)
+        await _load_routed(settings, engine, routes)
         inference = Inference(
             engine,
             spool,
@@ -251,26 +251,45 @@ async def _routed(settings: Settings, engine: Engine, routes: Routes) -> AsyncIt
 
 async def route_to_base(settings: Settings, engine: Engine, routes: Routes) -> None:
     """Install the base model and lead the aliases to it."""
-    name = f"{settings.model_name}:base"
-    sha256 = await asyncio.to_thread(_sha256, settings.base_gguf)
-    await engine.install(name, settings.base_gguf, sha256)
+    try:
+        await _install_base(settings, engine)
+    except AgentLoopError as error:
+        log.warning("the base model was not installed", extra={"error": str(error)})
+        return
     for alias in ALIASES:
+        target = Target(_base(settings), TargetRole.STABLE, 100)
         try:
-            await routes.set(Route(alias, 0, (Target(name, TargetRole.STABLE, 100),)), "bootstrap")
+            await routes.set(Route(alias, 0, (target,)), "bootstrap")
         except Conflict:
             log.info("another server has set the route", extra={"alias": alias})
         except AgentLoopError as error:
             log.warning("the first route was not set", extra={"alias": alias, "error": str(error)})
 
 
-async def _load_routed(engine: Engine, routes: Routes) -> None:
-    """Bring what routes lead to into memory, so that the first caller does not wait for it."""
+async def _load_routed(settings: Settings, engine: Engine, routes: Routes) -> None:
+    """Bring what routes lead to into memory, so that the first caller does not wait for it.
+
+    The base model is installed again where this engine lacks it: the one before may have been another.
+    """
     names = {target.model_version for route in routes.all() for target in route.targets if target.weight}
     for name in sorted(names):
         try:
+            if name == _base(settings) and settings.base_gguf.exists():
+                await _install_base(settings, engine)
             await engine.load(name)
         except AgentLoopError as error:
             log.warning("a model version was not loaded", extra={"model_version": name, "error": str(error)})
+
+
+async def _install_base(settings: Settings, engine: Engine) -> None:
+    name = _base(settings)
+    if name not in [model.name for model in await engine.list_models()]:
+        sha256 = await asyncio.to_thread(_sha256, settings.base_gguf)
+        await engine.install(name, settings.base_gguf, sha256)
+
+
+def _base(settings: Settings) -> str:
+    return f"{settings.model_name}:base"
 
 
 @contextlib.contextmanager

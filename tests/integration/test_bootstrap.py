@@ -134,6 +134,15 @@ async def test_with_a_route_the_base_model_is_left_alone(tmp_path: Path) -> None
     assert parts["routes"].store.changes == []
 
 
+async def test_an_engine_that_lacks_the_routed_base_model_gets_it(tmp_path: Path) -> None:
+    base = tmp_path / "base.gguf"
+    base.write_bytes(b"GGUF base")
+    parts = fakes(engine=FakeEngine(name="ollama", models=()))
+    async with bootstrap.service(settings(tmp_path / "s", base_gguf=base), **parts):
+        assert parts["engine"].models[BASE].loaded
+    assert parts["routes"].store.changes == []
+
+
 async def test_the_first_route_is_set_once_the_database_is_back(tmp_path: Path) -> None:
     base = tmp_path / "base.gguf"
     base.write_bytes(b"GGUF base")
@@ -142,6 +151,19 @@ async def test_the_first_route_is_set_once_the_database_is_back(tmp_path: Path) 
     async with bootstrap.service(settings(tmp_path / "s", base_gguf=base), **parts):
         assert routes.all() == []
         routes.store.down = False
+        await until(lambda: len(routes.all()) == 2)
+
+
+async def test_a_base_model_that_the_engine_does_not_take_is_told_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = tmp_path / "base.gguf"
+    base.write_bytes(b"not yet whole")
+    routes = FakeRoutes(FakeRouteStore())
+    parts = fakes(engine=FakeEngine(models=()), routes=routes)
+    async with bootstrap.service(settings(tmp_path / "s", base_gguf=base), **parts):
+        assert "the base model was not installed" in caplog.text
+        base.write_bytes(b"GGUF whole")
         await until(lambda: len(routes.all()) == 2)
 
 
