@@ -4,8 +4,8 @@
         dsn = postgres.dsn("agentloop")
 
 Only the package's binaries are used. Its own start passes the folder's name through a shell unquoted (a space
-or `&` breaks it), makes every parent folder readable by everyone, and counts its users in a file that a
-SIGKILL leaves wrong.
+or `&` breaks it), opens every parent folder to everyone, and counts its users in a file that a SIGKILL leaves
+wrong.
 
 Any number of processes may use one folder: the first starts the server, the last to leave stops it. Each
 holds a shared flock, which the kernel drops when a process dies, however it dies; a server that outlived its
@@ -13,7 +13,8 @@ users is taken over by the next. If the server itself dies, whoever uses it star
 
 Nothing listens on a network. The socket lies in a folder that only the server's user (and root) may enter,
 so that connections need no password. Postgres refuses to run as root: started by root it runs as the system
-user `agentloop-pg`, which is made if it is missing.
+user `agentloop-pg`, which is made if it is missing. That user need not be able to pass the folders above: we
+enter the cluster for it, and it knows the place only as `/proc/self/cwd`.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ _SETTINGS = {
     "log_timezone": "UTC",
     "log_min_messages": "warning",
 }
+_HERE = "/proc/self/cwd"
 _log = logging.getLogger(__name__)
 
 
@@ -137,8 +139,7 @@ class LocalPostgres:
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         user = _system_user()
         if user is not None:
-            os.chown(self.data_dir, user.pw_uid, user.pw_gid)
-            _let_through(self.data_dir, user)
+            _let_through(_binaries())
 
     @contextlib.contextmanager
     def _starting(self) -> Iterator[None]:
@@ -179,9 +180,10 @@ class LocalPostgres:
             # also what keeps a new server off while the old one's backends write: those must go first.
             _end_orphans(self._cluster)
             (self._cluster / "postmaster.pid").unlink(missing_ok=True)
-            options = {**_SETTINGS, "unix_socket_directories": str(_socket_folder(self.data_dir, user))}
-            command = [str(binaries / "postgres"), "-D", str(self._cluster)]
-            for name, value in options.items():
+            socket_folder = _socket_folder(self._cluster, user)
+            here = "." if socket_folder == self._cluster else str(socket_folder)
+            command = [str(binaries / "postgres"), "-D", _HERE]
+            for name, value in {**_SETTINGS, "unix_socket_directories": here}.items():
                 command += ["-c", f"{name}={value}"]
             process = _spawn(command, user, log_file.fileno(), self._cluster)
         self._wait_until_ready(process)
@@ -190,10 +192,13 @@ class LocalPostgres:
         """Make the cluster beside its place, and move it there when it is whole."""
         new = self.data_dir / "cluster.new"
         shutil.rmtree(new, ignore_errors=True)
-        command = [str(binaries / "initdb"), "-D", str(new), "-U", "postgres", "--encoding=UTF8"]
+        new.mkdir(mode=0o700)
+        if user is not None:
+            os.chown(new, user.pw_uid, user.pw_gid)
+        command = [str(binaries / "initdb"), "-D", _HERE, "-U", "postgres", "--encoding=UTF8"]
         command += ["--auth-local=trust", "--auth-host=reject", "--no-instructions", "--locale=C"]
         command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-        if _spawn(command, user, log_file, self.data_dir).wait() != 0:
+        if _spawn(command, user, log_file, new).wait() != 0:
             raise LocalPostgresError(f"initdb failed: {self._last_lines()}")
         shutil.rmtree(self._cluster, ignore_errors=True)
         new.rename(self._cluster)
@@ -223,8 +228,8 @@ class LocalPostgres:
                 if not _is_postgres(running[0], self._cluster):
                     break
                 time.sleep(0.02)
-        elsewhere = _socket_folder(self.data_dir, _system_user())
-        if elsewhere != self.data_dir:
+        elsewhere = _socket_folder(self._cluster, _system_user())
+        if elsewhere != self._cluster:
             with contextlib.suppress(OSError):
                 elsewhere.rmdir()
 
@@ -290,24 +295,24 @@ def _system_user() -> pwd.struct_passwd | None:
         raise LocalPostgresError(f"the user {SYSTEM_USER} could not be made: {made.stderr}") from None
 
 
-def _let_through(path: Path, user: pwd.struct_passwd) -> None:
-    """Let `user` pass (not read) the folders above `path`, and reach the binaries."""
-    for folder in [*path.parents, *_binaries().parents]:
-        status = folder.stat()
-        if status.st_uid != user.pw_uid and not status.st_mode & stat.S_IXOTH:
+def _let_through(path: Path) -> None:
+    """Let everyone pass (not read) the folders above the binaries."""
+    for folder in path.parents:
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if not mode & stat.S_IXOTH:
             _log.warning("%s: others may pass it from now on, as Postgres does not run as root", folder)
-            folder.chmod(stat.S_IMODE(status.st_mode) | stat.S_IXOTH)
+            folder.chmod(mode | stat.S_IXOTH)
 
 
-def _socket_folder(data_dir: Path, user: pwd.struct_passwd | None) -> Path:
-    """Where the socket lies: the data folder, if its path fits into one (107 bytes) and into any DSN.
+def _socket_folder(cluster: Path, user: pwd.struct_passwd | None) -> Path:
+    """Where the socket lies: the cluster, if its path fits into a socket's (107 bytes) and into any DSN.
 
     Otherwise a folder in the temporary one, named after the path.
     """
-    if re.fullmatch(r"/[A-Za-z0-9_./-]{1,85}", str(data_dir)):
-        return data_dir
+    if re.fullmatch(r"/[A-Za-z0-9_./-]{1,85}", str(cluster)):
+        return cluster
     owner = os.geteuid() if user is None else user.pw_uid
-    name = hashlib.sha256(os.fsencode(data_dir)).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(cluster)).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"agentloop-postgres-{name}"
     with contextlib.suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -371,12 +376,8 @@ def _end_orphans(cluster: Path) -> None:
 
 
 def _orphans(cluster: Path) -> list[int]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if entry.name.isdigit() and (entry / "cwd").readlink() == cluster:
-                found.append(int(entry.name))
-    return found
+    numbers = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [number for number in numbers if _is_postgres(number, cluster)]
 
 
 def _postmaster(cluster: Path) -> tuple[int, str, str] | None:
@@ -388,17 +389,18 @@ def _postmaster(cluster: Path) -> tuple[int, str, str] | None:
         return None
     if not _is_postgres(pid, cluster):
         return None
-    socket_folder = lines[4].strip() if len(lines) > 4 else ""
-    return pid, socket_folder, lines[7].strip() if len(lines) > 7 else "starting"
+    lines += [""] * 8
+    socket_folder, status = lines[4].strip(), lines[7].strip()
+    return pid, str(cluster) if socket_folder == "." else socket_folder, status
 
 
 def _is_postgres(pid: int, cluster: Path) -> bool:
-    """Whether that process lives (a zombie does not) and is a server of that folder."""
+    """Whether that process lives (a zombie has no folder) and is a server of that cluster."""
     try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        process = Path(f"/proc/{pid}")
+        return (process / "cwd").readlink() == cluster and (process / "comm").read_text() == "postgres\n"
     except OSError:
         return False
-    return words[1:3] == [b"-D", os.fsencode(cluster)]
 
 
 def _dsn(socket_folder: str, database: str) -> str:
