@@ -57,13 +57,17 @@ def example(row: Mapping[str, Any], barred: Barred, max_characters: int) -> Exam
     demonstrations the latest valid one counts. A prompt and its completion of more than `max_characters`
     together are too long.
     """
-    shown = [each for each in json.loads(row["feedback_json"] or "[]") if each.get("demonstration")]
+    try:
+        feedback = json.loads(row["feedback_json"] or "[]")
+        shown = [each for each in feedback if each.get("demonstration")]
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return "invalid_demonstration"
     if not shown:
         return "no_demonstration"
     try:
         request = request_from_plain(json.loads(row["request_json"]))
         prompt = render(request.messages, request.tools, request.tool_choice, request.response_schema)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return "invalid_request"
     shown.sort(key=lambda each: (str(each.get("created_at")), str(each.get("id"))), reverse=True)
     answers = (_answer(each["demonstration"], request) for each in shown)

@@ -124,6 +124,9 @@ def test_the_latest_valid_demonstration_wins() -> None:
         ("invalid_demonstration", row(1, "Weather?", feedback({"role": "assistant", "content": " "}))),
         ("invalid_demonstration", row(1, "Weather?", feedback({"role": "user", "content": "I say"}))),
         ("invalid_demonstration", row(1, "Weather?", feedback("text"))),
+        ("invalid_demonstration", {**row(1, "?"), "feedback_json": "["}),
+        ("invalid_demonstration", {**row(1, "?"), "feedback_json": '["text"]'}),
+        ("invalid_request", {**row(1, "?", feedback(call("Oslo"))), "request_json": "[" * 100_000}),
         ("invalid_demonstration", row(1, "Weather?", feedback(call("Oslo")), tools=())),
         ("invalid_demonstration", row(1, "Weather?", feedback(call("Oslo")), tool_choice="none")),
         (
