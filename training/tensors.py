@@ -1,0 +1,131 @@
+"""From lines of `train.jsonl` to token ids with labels, and to batches of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from grpc_server.domain.chat_format import BOS, END_OF_TURN
+
+IGNORED = -100
+"""A label that is not learned (PyTorch's own default)."""
+
+PADDING = 0
+
+
+class MaskedEndOfTurnError(ValueError):
+    """The end of a turn is not among what is learned: such a model would never stop."""
+
+
+class Tokenizer(Protocol):
+    """What is needed of a tokenizer of transformers."""
+
+    def convert_tokens_to_ids(self, tokens: str) -> Any:
+        """The id of one token."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Any:
+        """The ids of a text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids; `labels[i]` is the token to predict after `ids[i]`, or IGNORED."""
+
+    ids: tuple[int, ...]
+    labels: tuple[int, ...]
+    weight: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def learned(self) -> int:
+        """How many labels there are."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+def read_examples(train: Path, tokenizer: Tokenizer) -> list[Example]:
+    """The lines of `train.jsonl` as token ids, `<bos>` before the prompt; only the completion is learned."""
+    with train.open(encoding="utf-8") as lines:
+        return [example(json.loads(line), tokenizer) for line in lines]
+
+
+def example(line: Mapping[str, Any], tokenizer: Tokenizer) -> Example:
+    """One line of `train.jsonl` as token ids."""
+    prompt = [
+        tokenizer.convert_tokens_to_ids(BOS),
+        *tokenizer.encode(line["prompt"], add_special_tokens=False),
+    ]
+    completion = tokenizer.encode(line["completion"], add_special_tokens=False)
+    ids = [*prompt, *completion]
+    labels = [IGNORED] * (len(prompt) - 1) + completion + [IGNORED]
+    return Example(tuple(ids), tuple(labels), float(line.get("weight", 1.0)))
+
+
+def check_end_of_turn(examples: Iterable[Example], tokenizer: Tokenizer) -> None:
+    """Refuse examples that do not teach, as their last label, where to stop.
+
+    Raises:
+        MaskedEndOfTurnError: naming the first such example.
+    """
+    end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    for number, one in enumerate(examples, start=1):
+        learned = [label for label in one.labels if label != IGNORED]
+        if not learned or learned[-1] != end:
+            raise MaskedEndOfTurnError(
+                f"line {number} of the training set does not teach {END_OF_TURN} as its last token;"
+                " a model trained on it would not stop"
+            )
+
+
+def plan_steps(
+    examples: Sequence[Example], *, epochs: int, batch_examples: int, max_tokens: int, seed: int
+) -> list[list[int]]:
+    """The examples of each step, by index: `epochs` shuffled passes, cut where `max_tokens` are read.
+
+    There is always one step. The same arguments give the same plan.
+    """
+    shuffled = random.Random(seed)  # noqa: S311 - an order, not a secret
+    steps: list[list[int]] = []
+    tokens = 0
+    for _ in range(epochs):
+        order = list(range(len(examples)))
+        shuffled.shuffle(order)
+        for start in range(0, len(order), batch_examples):
+            batch = order[start : start + batch_examples]
+            tokens += sum(len(examples[index]) for index in batch)
+            if steps and tokens > max_tokens:
+                return steps
+            steps.append(batch)
+    return steps
+
+
+def microbatches(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
+    """`batch` in groups of like length, each within `max_tokens` when padded (or one example)."""
+    groups: list[list[Example]] = []
+    for one in sorted(batch, key=len):
+        if groups and len(one) * (len(groups[-1]) + 1) <= max_tokens:
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    return groups
+
+
+def padded(group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Ids and labels of shape (examples, longest), padded on the right, and weights (examples,).
+
+    No mask is needed: attention is causal, and padding comes after all that is learned.
+    """
+    longest = max(map(len, group))
+    ids = torch.full((len(group), longest), PADDING)
+    labels = torch.full((len(group), longest), IGNORED)
+    for row, one in enumerate(group):
+        ids[row, : len(one)] = torch.tensor(one.ids)
+        labels[row, : len(one)] = torch.tensor(one.labels)
+    return ids, labels, torch.tensor([one.weight for one in group])
