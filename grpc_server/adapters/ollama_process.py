@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from grpc_server.adapters.embedded_child import GOMP_SPINCOUNT
 from grpc_server.domain.errors import EngineUnavailable
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
@@ -103,8 +104,7 @@ def environment(inherited: dict[str, str], models_dir: Path, parallel: int) -> d
     """
     kept = {name: value for name, value in inherited.items() if not name.upper().startswith(_DROPPED)}
     return {
-        # Threads that sleep at barriers, not spin: see `embedded_child`, which measured it.
-        "OMP_WAIT_POLICY": "passive",
+        "GOMP_SPINCOUNT": GOMP_SPINCOUNT,
         **kept,
         "HOME": str(models_dir),  # it writes a key pair to ~/.ollama
         "OLLAMA_MODELS": str(models_dir),
