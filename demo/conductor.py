@@ -187,6 +187,9 @@ def _show(stage: Stage, observed: figures.Observed, cycle_dir: Path) -> Path:
     shown = figures.figures(observed, cycle_dir)
     path = figures.write(shown, cycle_dir)
     stage.screen.console.print(table(shown, stage.tally))
+    for name in ("gate", "rollout"):
+        if reason := figures.read(cycle_dir / f"{name}.json").get("reason"):
+            stage.screen.note(f"{name}: {reason}")
     for failure in stage.tally.failures[:5]:
         stage.screen.note(f"failed: {failure.kind} of {failure.service}: {failure.status} {failure.detail}")
     stage.screen.note(f"figures: {path}")

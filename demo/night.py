@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ STEPS = (
     ("report", "manifest.json"),
 )
 ROLL_OUT = "roll out"
+CYCLE_ID = re.compile(r"\d{8}T\d{6}Z")
 
 # What a night is given that has minutes, not hours; the environment may say otherwise. Half of the requests
 # go to the canary, so that two minutes at a request a second are enough for the rollout to see it.
@@ -51,9 +53,10 @@ class Night:
     def cycle_dir(self) -> Path | None:
         """The cycle that this night writes, as soon as there is one."""
         with suppress(OSError):
-            new = sorted(path for path in self.cycles_dir.iterdir() if path.name not in self.earlier)
+            names = {path.name for path in self.cycles_dir.iterdir() if CYCLE_ID.fullmatch(path.name)}
+            new = sorted(names - self.earlier)
             if new:
-                return new[-1]
+                return self.cycles_dir / new[-1]
         return None
 
     @property

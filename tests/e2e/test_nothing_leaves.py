@@ -6,14 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.conftest_engine import ollama_binary
+
 HOME = Path(__file__).resolve().parents[2]
 TRIED_TO_LEAVE = 97
+QUESTIONS = 60  # of which over 32, the fewest that a night learns from, are for training
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="making a network namespace needs root")
 
@@ -40,6 +44,10 @@ def offline(tmp_path: Path, *command: str, timeout: float = 60) -> Run:
         check=False,
     )
     return Run(ended.returncode, ended.stdout, json.loads(report.read_text()))
+
+
+def read(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text()))
 
 
 def python(code: str) -> tuple[str, str, str]:
@@ -89,3 +97,45 @@ def test_a_command_that_fails_keeps_its_exit_code_and_leaves_no_namespace(tmp_pa
     before = set(Path("/run/netns").iterdir())
     assert offline(tmp_path, *python("raise SystemExit(7)")).code == 7
     assert set(Path("/run/netns").iterdir()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("engine", ["embedded", "ollama"])
+def test_the_whole_loop_closes_and_nothing_of_it_tries_to_leave(
+    tmp_path: Path, places: Callable[[str], Path], base_gguf: Path, engine: str
+) -> None:
+    """Serve, log, freeze, validate, curate, fine-tune, quantize, evaluate, gate, register, roll out."""
+    place = places("the loop")
+    environment = {
+        "AGENTLOOP_ENGINE": engine,
+        "AGENTLOOP_STATE_DIR": place / "var",
+        "AGENTLOOP_CYCLES_DIR": place / "cycles",
+        "AGENTLOOP_BASE_GGUF": base_gguf,
+    }
+    if engine == "ollama":
+        environment["AGENTLOOP_OLLAMA_BIN"] = ollama_binary()
+    settings = [f"{name}={value}" for name, value in environment.items()]
+    demo = (sys.executable, "-m", "demo", "--requests", str(QUESTIONS), "--traffic-seconds", "0")
+    run = offline(tmp_path, "env", *settings, *demo, timeout=2300)
+    assert run.code == 0, run.output
+    assert run.report["packets"] == 0, run.output
+
+    (cycle_dir,) = (place / "cycles").iterdir()
+    figures = read(cycle_dir / "demo.json")
+    assert (figures["requests_failed"], figures["rollout_failed_requests"]) == (0, 0), run.output
+    assert figures["requests"] >= QUESTIONS
+    assert figures["rows_accepted"] == figures["rows_logged"] >= QUESTIONS
+    assert figures["rows_quarantined"] == 0
+    assert figures["examples_kept"] >= 32
+    assert figures["loss_last"] < figures["loss_first"]
+    assert 150 < figures["gguf_mb"] < 350
+    for subject in ("base_constrained", "champion", "candidate"):
+        low, high = figures[f"{subject}_accuracy_ci"]
+        assert 0 <= low <= figures[f"{subject}_accuracy"] <= high <= 1
+    assert figures["champion_accuracy"] == 0  # the untouched base, free to say what it likes
+    assert figures["verdict"] in ("pass", "fail", "inconclusive")
+    rolled_out = figures["verdict"] == "pass" and read(cycle_dir / "rollout.json")["result"] == "promoted"
+    assert (figures["route_after"] != figures["route_before"]) is rolled_out
+    assert b"<svg" in (cycle_dir / "report.html").read_bytes()
+    assert (cycle_dir / "manifest.json").exists()

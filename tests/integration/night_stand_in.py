@@ -47,7 +47,10 @@ def main(how: str) -> int:
     put("dataset/dataset.json", {"new_train": 20, "new_gate": 4, "excluded": {"no_demonstration": 7}})
     subject = {"accuracy": 0.1, "ci_low": 0.05, "ci_high": 0.2}
     put("evaluation/summary.json", {"simple_python": {"champion": subject, "candidate": subject}})
-    put("gate.json", {"verdict": how, "champion": {"model_version": champion}})
+    put(
+        "gate.json",
+        {"verdict": how, "reason": "10 of 100 against 10", "champion": {"model_version": champion}},
+    )
     put("manifest.json", {})
     print(cycle_dir, flush=True)
     return 0
