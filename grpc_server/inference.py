@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -281,15 +281,18 @@ class Inference:
         await running.emit(TextDelta(held) if running.call is None else running.call)
 
     def _end(self, running: _Running, start: InferenceStarted, status: Status, error: str) -> InferenceEnded:
+        timings = running.timings(self._monotonic())
+        # Not a second look at the clock, which may have been set back meanwhile.
+        ended_at = running.started_at + timedelta(milliseconds=timings.total_ms)
         return InferenceEnded(
             id=start.id,
             status=status,
             finish_reason=running.finish_reason(),
             answer=message_to_plain(running.message()),
             usage=running.usage(),
-            timings=running.timings(self._monotonic()),
+            timings=timings,
             error=error,
-            ended_at=self._now(),
+            ended_at=ended_at,
         )
 
     async def _record(self, start: InferenceStarted, end: InferenceEnded) -> None:

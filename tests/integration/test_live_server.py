@@ -252,6 +252,34 @@ async def test_a_signal_ends_streams_at_the_grace_period_flushes_the_spool_and_e
     assert text not in own_server.log()
 
 
+async def test_a_killed_server_starts_again_on_what_it_left_and_its_stream_is_stored_as_aborted(
+    places: Callable[[str], Path], base_gguf: Path
+) -> None:
+    with LiveServer(places("state"), base_gguf=base_gguf) as server:
+        text = server.token("infer")
+        async with grpc.aio.insecure_channel(server.grpc_address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            whole = stub.Chat(hello("Hi", sampling=options(max_tokens=2)), metadata=bearer(text))
+            await rest_of(whole)
+            cut: Any = stub.Chat(hello("Count.", sampling=options(max_tokens=8192)), metadata=bearer(text))
+            started = (await cut.read()).started
+            await cut.read()
+            server.kill()
+            assert (await status_of(cut)).code() is grpc.StatusCode.UNAVAILABLE
+        await asyncio.to_thread(server.start)
+        query = "SELECT inference_id::text, status FROM learning_log ORDER BY started_at"
+        until = time.monotonic() + 10
+        while len(found := rows(server, query)) < 2:
+            assert time.monotonic() < until
+            await asyncio.sleep(0.1)
+        assert [status for _, status in found] == ["ok", "aborted"]
+        assert found[1][0] == started.inference_id
+        async with grpc.aio.insecure_channel(server.grpc_address) as channel:
+            stub = inference_pb2_grpc.InferenceServiceStub(channel)
+            again = stub.Chat(hello("Hi", sampling=options(max_tokens=2)), metadata=bearer(text))
+            assert (await rest_of(again))[-1].HasField("completed")
+
+
 async def test_a_second_signal_does_not_wait_for_the_grace_period(
     places: Callable[[str], Path], base_gguf: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from datetime import timedelta
 
 import pytest
 
@@ -44,7 +45,7 @@ from grpc_server.domain.types import (
     Usage,
 )
 from grpc_server.inference import Inference
-from tests.fakes import BASE, FakeEngine, FakeRoutes, FakeRouteStore, FakeSpool, route_to
+from tests.fakes import BASE, FakeClock, FakeEngine, FakeRoutes, FakeRouteStore, FakeSpool, route_to
 
 CALLER = Caller("key", "billing", frozenset({Scope.INFER}))
 ADMIN = Caller("root", "ops", frozenset({Scope.ADMIN}))
@@ -199,6 +200,23 @@ async def test_the_start_record_says_who_asked_what_of_which_version() -> None:
     assert start.request["messages"][0]["content"] == "What?"
     assert start.id.version == 7
     assert start.started_at.tzinfo is not None
+
+
+async def test_a_clock_that_is_set_back_meanwhile_does_not_end_an_answer_before_its_start() -> None:
+    bench, clock = Bench(), FakeClock()
+    pipeline = Inference(
+        bench.engine, bench.spool, bench.routes, bench.seen, now=clock.now, monotonic=clock.monotonic
+    )
+
+    async def emit(event: ChatEvent) -> None:
+        if isinstance(event, Started):
+            clock.advance(2)
+            clock.time -= timedelta(hours=1)
+
+    await pipeline.chat(CALLER, ask(), emit)
+    start, end = bench.spool.starts[0], bench.end()
+    assert end.ended_at - start.started_at == timedelta(seconds=2)
+    assert (end.timings.ttft_ms, end.timings.total_ms) == (2000, 2000)
 
 
 async def test_the_engine_gets_the_rendered_prompt_and_where_to_stop() -> None:
