@@ -17,7 +17,7 @@ from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import InferenceEnded, InferenceStarted
 
-disable_created_metrics()  # they double what is scraped, and nothing reads them
+disable_created_metrics()  # type: ignore[no-untyped-call] # they double what is scraped, unread
 
 # Buckets that OpenTelemetry's semantic conventions for generative AI advise, in seconds
 # (docs/gen-ai/gen-ai-metrics.md: gen_ai.server.request.duration, gen_ai.server.time_to_first_token).
