@@ -62,7 +62,9 @@ def database_url(airflow_url: str, service_dsn: str, state_dir: Path) -> URL:
     pid_file = state_dir / "postgres" / "cluster" / "postmaster.pid"
     try:
         lines = pid_file.read_text(encoding="utf-8").splitlines()
-        return _sibling({"user": "postgres", "port": lines[3].strip(), "host": lines[4].strip()})
+        return _sibling(
+            {"user": "postgres", "port": lines[3].strip(), "host": str(pid_file.parent / lines[4].strip())}
+        )
     except (OSError, IndexError):
         raise NightError(
             f"no Postgres runs in {pid_file.parent}: start the server (`make serve`), or set "

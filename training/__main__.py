@@ -190,8 +190,13 @@ def register(
     mlflow_uri: Annotated[
         str,
         typer.Option(
-            envvar="AGENTLOOP_MLFLOW_URI", help="MLflow's database. [default: <state-dir>/mlflow.db]"
+            envvar="AGENTLOOP_MLFLOW_URI",
+            help="MLflow's database. [default: mlflow, beside the service's own]",
+            show_default=False,
         ),
+    ] = "",
+    database_url: Annotated[
+        str, typer.Option(envvar="AGENTLOOP_DATABASE_URL", help="The service's own database.")
     ] = "",
     state_dir: StateDir = Path("var"),
     model_name: ModelName = "gemma-3-270m",
@@ -201,7 +206,7 @@ def register(
     from training import register as step
 
     with _explained():
-        uri = step.database(mlflow_uri, state_dir)
+        uri = step.database(mlflow_uri, database_url, state_dir)
         if mark is not None:
             moved = step.mark(cycle, uri, mark)
             _say({"moved": moved}, as_json, f"champion: {'moved' if moved else 'was there already'}.")

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RECORD = "registry.json"
 CHAMPION, CANDIDATE = "champion", "candidate"
 EXPERIMENT = "nightly_loop"
+DATABASE = "mlflow"
 
 Mark = Literal["champion", "champion_before"]
 
@@ -121,15 +122,64 @@ def mark(directory: Path, uri: str, which: Mark) -> bool:
     return True
 
 
-def database(uri: str, state_dir: Path) -> str:
-    """The registry's address: `uri`, Postgres with the driver that is installed; or a file of ours."""
-    if not uri:
-        state_dir.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{(state_dir / 'mlflow.db').resolve()}"
-    for plain in ("postgresql://", "postgres://"):
-        if uri.startswith(plain):
-            return f"postgresql+psycopg://{uri.removeprefix(plain)}"
-    return uri
+def database(uri: str, database_url: str, state_dir: Path) -> str:
+    """The registry's address as MLflow takes it.
+
+    The first that there is: `uri`; the database `mlflow`, made if missing, in the cluster of `database_url`
+    (the service's, as libpq takes it), or in the one that the server keeps in `state_dir`; a file there.
+
+    Raises:
+        RegistryError: if the cluster does not answer, or refuses to make the database.
+    """
+    if uri:
+        scheme, separator, rest = uri.partition("://")
+        return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgresql", "postgres") else uri
+    if database_url or (state_dir / "postgres" / "cluster").is_dir():
+        return _beside(database_url or _local(state_dir))
+    state_dir.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{(state_dir / 'mlflow.db').resolve()}"
+
+
+def _beside(database_url: str) -> str:
+    """The database `mlflow` of a cluster, made if it is missing."""
+    import psycopg
+    from psycopg import conninfo, sql
+    from sqlalchemy import URL
+
+    try:
+        service = conninfo.conninfo_to_dict(database_url)
+        anywhere = conninfo.make_conninfo(database_url, dbname="postgres", connect_timeout=10)
+        with psycopg.connect(anywhere, autocommit=True) as connection:
+            found = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
+            if found is None:
+                with suppress(psycopg.errors.DuplicateDatabase):
+                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+    except psycopg.Error as error:
+        first = str(error).strip().partition("\n")[0]
+        raise RegistryError(
+            f"the database {DATABASE} cannot be had: {first}. Start Postgres, or set AGENTLOOP_MLFLOW_URI"
+        ) from error
+    rest = {key: str(value) for key, value in service.items() if value is not None and key != "dbname"}
+    user, password = rest.pop("user", None), rest.pop("password", None)
+    # Host and port go into the query, where a socket's folder may stand too.
+    url = URL.create("postgresql+psycopg", user, password, database=DATABASE, query=rest)
+    return url.render_as_string(hide_password=False)
+
+
+def _local(state_dir: Path) -> str:
+    """The DSN of the Postgres that the server keeps; line 4 of postmaster.pid is its port, 5 its socket."""
+    from psycopg import conninfo
+
+    pid_file = state_dir / "postgres" / "cluster" / "postmaster.pid"
+    try:
+        lines = pid_file.read_text(encoding="utf-8").splitlines()
+        # The socket's folder may be given as seen from the cluster's.
+        socket = (pid_file.parent / lines[4].strip()).resolve()
+        return conninfo.make_conninfo(user="postgres", port=lines[3].strip(), host=str(socket))
+    except (OSError, IndexError):
+        raise RegistryError(
+            f"no Postgres runs in {pid_file.parent}: start the server, or set AGENTLOOP_MLFLOW_URI"
+        ) from None
 
 
 @contextmanager
@@ -138,9 +188,12 @@ def _registry(uri: str) -> Iterator[MlflowClient]:
     os.environ.update(_QUIET)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
+        if not uri.startswith("http"):
+            create_engine(uri).connect().close()  # MLflow itself would try for an hour
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (MlflowException, SQLAlchemyError) as error:
         first = str(error).partition("\n")[0]

@@ -123,7 +123,8 @@ def local_database(state_dir: Path) -> str:
             f"no database is given, and none runs in {pid_file.parent}: start the server, or set"
             " AGENTLOOP_DATABASE_URL"
         ) from None
-    host = sockets or "127.0.0.1"
+    # The sockets' folder may be given as seen from the data folder.
+    host = str((pid_file.parent / sockets).resolve()) if sockets else "127.0.0.1"
     return psycopg.conninfo.make_conninfo(host=host, port=port, user="postgres", dbname="agentloop")
 
 

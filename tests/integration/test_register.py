@@ -27,7 +27,7 @@ MODEL = "gemma-3-270m"
 def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A registry's file with its tables made, which takes seconds; tests copy it."""
     folder = tmp_path_factory.mktemp("registry")
-    uri = register.database("", folder)
+    uri = register.database("", "", folder)
     with register._registry(uri) as client:
         client.search_registered_models()
     return folder / "mlflow.db"
@@ -36,7 +36,7 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def uri(empty_registry: Path, tmp_path: Path) -> str:
     (tmp_path / "mlflow.db").write_bytes(empty_registry.read_bytes())
-    return register.database("", tmp_path)
+    return register.database("", "", tmp_path)
 
 
 def client_of(uri: str) -> MlflowClient:
@@ -153,7 +153,7 @@ def test_a_mark_needs_a_cycle_that_is_registered(uri: str, tmp_path: Path) -> No
 def test_a_registry_that_does_not_answer_is_named(tmp_path: Path) -> None:
     directory = make(tmp_path / "cycles", until="gate")
     with pytest.raises(register.RegistryError, match="AGENTLOOP_MLFLOW_URI"):
-        register.run(directory, f"sqlite:///{tmp_path}/nowhere/at/all.db", MODEL)
+        register.run(directory, "postgresql+psycopg://127.0.0.1:1/mlflow?connect_timeout=2", MODEL)
     assert not (directory / register.RECORD).exists()
 
 
@@ -171,19 +171,28 @@ def test_the_command_registers_and_moves_the_mark(uri: str, tmp_path: Path) -> N
 
 
 def test_the_registry_lies_where_it_is_told(tmp_path: Path) -> None:
-    assert register.database("", tmp_path / "st ate") == f"sqlite:///{tmp_path / 'st ate' / 'mlflow.db'}"
-    local = "postgresql://postgres@/mlflow?host=/run/x"
-    assert register.database(local, tmp_path) == "postgresql+psycopg://postgres@/mlflow?host=/run/x"
-    assert register.database("http://mlflow:5000", tmp_path) == "http://mlflow:5000"
+    def at(uri: str) -> str:
+        return register.database(uri, "host=/nowhere", tmp_path)
+
+    assert at("postgresql://postgres@/mlflow?host=/x") == "postgresql+psycopg://postgres@/mlflow?host=/x"
+    assert at("http://mlflow:5000") == "http://mlflow:5000"
+    assert register.database("", "", tmp_path / "st ate") == f"sqlite:///{tmp_path / 'st ate' / 'mlflow.db'}"
+    with pytest.raises(register.RegistryError, match="AGENTLOOP_MLFLOW_URI"):
+        at("")
+    (tmp_path / "postgres" / "cluster").mkdir(parents=True)
+    with pytest.raises(register.RegistryError, match="start the server"):
+        register.database("", "", tmp_path)
 
 
 @pytest.fixture
-def postgres_uri() -> Iterator[str]:
+def state() -> Iterator[Path]:
+    """A state folder whose Postgres runs, with the service's database in it."""
     with (
         tempfile.TemporaryDirectory(prefix="agentloop-mlflow-") as folder,
         LocalPostgres(Path(folder) / "postgres") as postgres,
     ):
-        yield postgres.dsn("mlflow")
+        postgres.dsn("agentloop")
+        yield Path(folder)
 
 
 WATCHED = """
@@ -202,18 +211,19 @@ def resolve(host, *rest, **named):
 socket.getaddrinfo = resolve
 from pathlib import Path
 from training import register
-uri = register.database(sys.argv[2], Path("."))
+uri = register.database("", "", Path(sys.argv[2]))
+assert register.database("", register._local(Path(sys.argv[2])), Path(".")) == uri
 record = register.run(Path(sys.argv[1]), uri, "gemma-3-270m")
 register.mark(Path(sys.argv[1]), uri, "champion")
 print(record["tracking_uri_scheme"], record["version"], "tried", tried)
 """
 
 
-def test_it_works_on_postgres_and_contacts_nobody(postgres_uri: str, tmp_path: Path) -> None:
+def test_it_works_beside_the_services_own_database_and_contacts_nobody(state: Path, tmp_path: Path) -> None:
     directory = make(tmp_path / "cycles", until="gate")
     telemetry = ("PYTEST_CURRENT_TEST", "CI", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
     done = subprocess.run(
-        [sys.executable, "-c", WATCHED, str(directory), postgres_uri],
+        [sys.executable, "-c", WATCHED, str(directory), str(state)],
         env={key: value for key, value in os.environ.items() if key not in telemetry},
         capture_output=True,
         text=True,
