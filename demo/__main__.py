@@ -8,7 +8,7 @@ import shlex
 import signal
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -38,7 +38,9 @@ def demo(
     model_name: Annotated[
         str, typer.Option(envvar="AGENTLOOP_MODEL_NAME", help="The model that is served.")
     ] = "gemma-3-270m",
-    engine: Annotated[str, typer.Option(envvar="AGENTLOOP_ENGINE", help="embedded or ollama.")] = "embedded",
+    engine: Annotated[
+        Literal["embedded", "ollama"], typer.Option(envvar="AGENTLOOP_ENGINE", help="What generates.")
+    ] = "embedded",
     requests: Annotated[
         int, typer.Option(envvar="AGENTLOOP_DEMO_REQUESTS", min=2, help="Questions to ask.")
     ] = REQUESTS,

@@ -173,7 +173,7 @@ async def _night(stage: Stage, chosen: Questions) -> Path:
         if step not in shown:
             shown.add(step)
             screen.note(f"night: {step}")
-        return f"night: {step}; {_traffic_so_far(stage)}"
+        return f"night: {step}: {_last_line(running.program)}; {_traffic_so_far(stage)}"
 
     async with screen.watching(describe):
         ended = running.ended(something_new=chosen.new)

@@ -46,7 +46,7 @@ def figures(observed: Observed, cycle_dir: Path) -> dict[str, Any]:
     | <subject>_accuracy_ci               | its 95 % confidence interval (Wilson)                         |
     | verdict                             | of the gate: pass, fail, inconclusive; or skipped             |
     | route_before, route_after           | targets of the route `default`                                |
-    | rollout_requests, …_failed_requests | answered while the candidate was on trial                     |
+    | rollout_requests, …_failed_requests | answered during the rollout; None if nobody could count them  |
     | seconds                             | after installation                                            |
     """
     tally = observed.tally

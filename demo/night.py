@@ -110,6 +110,7 @@ async def begin(plan: Plan, programs: Programs, serving: Serving) -> Night:
         | {
             "AGENTLOOP_DATABASE_URL": serving.database_url,
             "AGENTLOOP_SERVER": serving.grpc_address,
+            "AGENTLOOP_TOKEN": "",  # one that the caller's shell has would come before the file
             "AGENTLOOP_TOKEN_FILE": str(serving.operator_token_file),
             "AGENTLOOP_METRICS_URL": f"http://{serving.http_address}/metrics",
             **{name: os.environ.get(name, value) for name, value in SHORT_NIGHT.items()},

@@ -6,6 +6,9 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+from demo.traffic import MOST_IN_FLIGHT
 
 HOME = Path(__file__).resolve().parents[1]
 NIGHT = (sys.executable, str(HOME / "scripts" / "night.py"))
@@ -21,10 +24,10 @@ class Plan:
     cycles_dir: Path
     base_gguf: Path
     model_name: str = "gemma-3-270m"
-    engine: str = "embedded"
+    engine: Literal["embedded", "ollama"] = "embedded"
     requests: int = REQUESTS
     traffic_seconds: float = TRAFFIC_SECONDS
-    in_flight: int = 5
+    in_flight: int = MOST_IN_FLIGHT
     night_pace: float = 5.0
     rollout_pace: float = 1.0
     install: tuple[str, ...] = ()

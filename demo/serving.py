@@ -163,7 +163,7 @@ async def _addresses(plan: Plan, server: Program) -> tuple[str, str]:
 
 
 async def _until_serving(serving: Serving) -> None:
-    async with AsyncClient(serving.grpc_address) as client:
+    async with AsyncClient(serving.grpc_address, token="") as client:
         for _ in range(int(READY_SECONDS / POLL_SECONDS)):
             try:
                 if await client.health() == "SERVING":

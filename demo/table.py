@@ -47,7 +47,8 @@ def rows(shown: Mapping[str, Any], tally: Tally) -> list[tuple[str, str]]:
         ("route after", _route(shown["route_after"])),
         (
             "rollout",
-            f"{shown['rollout_requests']} requests, of which failed: {shown['rollout_failed_requests']}",
+            f"{_number(shown['rollout_requests'])} requests,"
+            f" of which failed: {_number(shown['rollout_failed_requests'])}",
         ),
         ("time after installation", f"{shown['seconds'] / 60:.1f} min"),
     ]
@@ -61,7 +62,7 @@ def _accuracy(shown: Mapping[str, Any], subject: str) -> str:
 
 
 def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()) or NONE
+    return ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count) or NONE
 
 
 def _route(targets: Sequence[Mapping[str, Any]]) -> str:

@@ -22,6 +22,7 @@ from training.bfcl import Item
 
 SERVICES = ("travel-desk", "finance-bot", "support-tool")
 MAX_TOKENS = 64
+MOST_IN_FLIGHT = 5
 CHAT_TIMEOUT_S = 120.0
 SHORT_TIMEOUT_S = 0.2  # an answer of 64 tokens takes longer on any CPU
 # After so many requests that are meant to be answered, one that goes wrong.
@@ -88,11 +89,13 @@ class Player:
     async def trickle(self, items: Sequence[Item], pace: Callable[[], float], stop: asyncio.Event) -> None:
         """Ask the items again and again, one every `pace()` seconds, until `stop`; wait for the last answers.
 
-        These answers get no feedback, as most in life.
+        These answers get no feedback, as most in life. Where the machine is slower than that, none is asked
+        while `MOST_IN_FLIGHT` wait.
         """
         async with asyncio.TaskGroup() as group:
             for item in itertools.cycle(items):
-                group.create_task(self.ask(item, feedback=False))
+                if self.in_flight < MOST_IN_FLIGHT:
+                    group.create_task(self.ask(item, feedback=False))
                 with suppress(TimeoutError):
                     await asyncio.wait_for(stop.wait(), pace())
                 if stop.is_set():

@@ -19,7 +19,7 @@ from demo import mishaps
 from demo.memory import MemoryMeter
 from demo.processes import MARK, Programs
 from demo.tally import Tally
-from demo.traffic import MISHAP_EVERY, SERVICES, Player, connected
+from demo.traffic import MISHAP_EVERY, MOST_IN_FLIGHT, SERVICES, Player, connected
 from tests.integration.conftest_client import ScriptedService, completed, running, started, text
 from training.bfcl import traffic
 
@@ -293,3 +293,22 @@ async def test_slow_traffic_ends_when_it_is_told_to_and_after_its_last_answer(
     assert player.tally.requests == 3
     assert player.in_flight == 0
     assert player.tally.feedbacks == 0
+
+
+async def test_slow_traffic_does_not_pile_up_on_a_machine_that_is_slower(
+    service: ScriptedService, player: Player
+) -> None:
+    gate, stop = threading.Event(), asyncio.Event()
+    service.chats = [[started(), gate, completed()] for _ in range(50)]
+    asked = 0
+
+    def pace() -> float:
+        nonlocal asked
+        asked += 1
+        if asked > 20:
+            gate.set()
+            stop.set()
+        return 0.001
+
+    await player.trickle(traffic(2), pace, stop)
+    assert player.tally.requests == MOST_IN_FLIGHT
