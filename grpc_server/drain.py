@@ -13,7 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from grpc_server.adapters.spool import Corrupt
+from grpc_server.adapters.spool_frame import Corrupt
 from grpc_server.domain.errors import StoreUnavailable
 from grpc_server.domain.ports import LogStore
 from grpc_server.domain.types import LogRecord

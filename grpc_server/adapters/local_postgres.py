@@ -176,11 +176,12 @@ class LocalPostgres:
         with log_path.open("ab") as log_file:
             if not (self._cluster / "PG_VERSION").exists():
                 self._initialise(binaries, user, log_file.fileno())
-            # The file is left by a killed server; its number may be that of another process by now. It is
-            # also what keeps a new server off while the old one's backends write: those must go first.
+            # These files are left by a killed server; its number may be that of another process by now, or
+            # of a zombie. They also keep a new server off while the old one's backends write: those go first.
             _end_orphans(self._cluster)
-            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
             socket_folder = _socket_folder(self._cluster, user)
+            (self._cluster / "postmaster.pid").unlink(missing_ok=True)
+            (socket_folder / ".s.PGSQL.5432.lock").unlink(missing_ok=True)
             here = "." if socket_folder == self._cluster else str(socket_folder)
             command = [str(binaries / "postgres"), "-D", _HERE]
             for name, value in {**_SETTINGS, "unix_socket_directories": here}.items():

@@ -24,7 +24,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from grpc_server.adapters.postgres_text import from_text, to_json, to_text
 from grpc_server.adapters.record_json import record_to_json
-from grpc_server.adapters.spool import Corrupt
+from grpc_server.adapters.spool_frame import Corrupt
 from grpc_server.domain.errors import AlreadyExists, Conflict, StoreUnavailable
 from grpc_server.domain.plain import message_to_plain
 from grpc_server.domain.ports import TokenRecord

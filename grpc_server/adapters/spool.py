@@ -8,8 +8,7 @@ A spool is a directory with one writer at a time:
     reserve                   disk space kept back for the ends of accepted inferences
     dead/                     what could not be stored, one JSON file a record
 
-A record is one line, `<length> <crc32> <unix ms> <JSON>`, where length and CRC (8 hex digits each) are those
-of what follows them up to the line's end. Positions are byte offsets since the spool began; they only grow.
+A record is one line (`spool_frame`). Positions are byte offsets since the spool began; they only grow.
 
 Appends that arrive while a write is under way go to disk together with one fdatasync (group commit), off the
 event loop. Segments are preallocated, and the reserve is too: an end record written to a full disk goes to
@@ -22,25 +21,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import errno
-import fcntl
 import json
 import logging
 import os
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
 from uuid import UUID
 
-from grpc_server.adapters.record_json import record_from_json, record_to_json
-from grpc_server.domain.errors import Precondition, ShuttingDown, SpoolFull
+from grpc_server.adapters import spool_disk as disk
+from grpc_server.adapters.record_json import record_to_json
+from grpc_server.adapters.spool_frame import Corrupt, decode_frame, encode_frame, read_line, written_ms
+from grpc_server.domain.errors import ShuttingDown, SpoolFull
 from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import (
     InferenceEnded,
@@ -58,15 +55,7 @@ END_BYTES = 256 << 10
 BATCH_BYTES = 8 << 20
 RETRY_SECONDS = 1.0
 
-_HEADER = len("00000000 00000000 ")
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Corrupt:
-    """Bytes of a segment that are no record: the disk, or a hand, changed them."""
-
-    raw: bytes
 
 
 @dataclass(slots=True)
@@ -174,7 +163,7 @@ class FileSpool:
 
     def _open_files(self) -> None:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_file = _lock(self.directory / "lock")
+        self._lock_file = disk.lock(self.directory / "lock")
         try:
             self._find_records()
         except BaseException:
@@ -187,7 +176,7 @@ class FileSpool:
             self._refusal = _refusal(error)
 
     def _find_records(self) -> None:
-        self._position = _read_position(self.directory / "position")
+        self._position = disk.read_position(self.directory / "position")
         segments = [
             _Segment(path, int(path.stem), path.stat().st_size)
             for path in sorted(self.directory.glob("*.log"))
@@ -328,7 +317,7 @@ class FileSpool:
         """Why new work must be refused, if so; sees to it that the reserve holds the ends to come."""
         starts = sum(isinstance(waiting.record, InferenceStarted) for waiting in batch)
         try:
-            self._grow_reserve(max(self._segment_bytes, (len(self._open) + starts) * self._end_bytes))
+            self._grow_reserve(max(self._segment_bytes, (len(self._open) + max(starts, 1)) * self._end_bytes))
             if self._refusal and self._active is None:
                 self._begin_segment(0)
         except OSError as error:
@@ -344,7 +333,7 @@ class FileSpool:
         if active is None or active.size + len(data) > max(self._segment_bytes, len(data)):
             active = self._begin_segment(len(data))
         try:
-            _write_all(active.descriptor, data, active.size)
+            disk.write_all(active.descriptor, data, active.size)
             os.fdatasync(active.descriptor)
         except OSError:  # nothing beyond the last good record can be trusted now
             self._retire(active)
@@ -354,7 +343,7 @@ class FileSpool:
             self._end = active.end
             self._records += len(taken)
             if self._oldest_ms is None:
-                self._oldest_ms = _moment(taken[0].frame)
+                self._oldest_ms = written_ms(taken[0].frame)
         for waiting in taken:
             if isinstance(waiting.record, InferenceStarted):
                 self._open.add(waiting.record.id)
@@ -395,8 +384,8 @@ class FileSpool:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not from_reserve:
-                _allocate(descriptor, max(self._segment_bytes, size))
-            _sync_directory(self.directory)
+                disk.allocate(descriptor, max(self._segment_bytes, size))
+            disk.sync_directory(self.directory)
         except OSError:
             os.close(descriptor)
             with contextlib.suppress(OSError):
@@ -428,7 +417,7 @@ class FileSpool:
         path = self.directory / "reserve"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            _allocate(descriptor, size)
+            disk.allocate(descriptor, size)
             self._reserved = size
         except OSError:
             if not self._reserved:
@@ -488,7 +477,11 @@ class FileSpool:
             letter["record"] = json.loads(record_to_json(what))
         path = self.directory / "dead" / f"{position:020d}.json"
         data = (json.dumps(letter, indent=2, sort_keys=True) + "\n").encode("ascii")
-        await asyncio.get_running_loop().run_in_executor(self._reader, _keep, path, data)
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._keep, path, data)
+
+    def _keep(self, path: Path, data: bytes) -> None:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        disk.replace(path, data)
 
     def dead_letters(self) -> int:
         """How many records are in `dead/`."""
@@ -523,11 +516,10 @@ class FileSpool:
             if self._oldest_ms is None:
                 self._oldest_ms = oldest
         try:
-            _replace(self.directory / "position", _position_text(position))
-            self._delete_stored()
+            disk.write_position(self.directory / "position", position)
         except OSError as error:  # storing twice changes nothing: better than to stop storing
             _log.warning("spool: the position could not be written: %s", error)
-            self._delete_stored()
+        self._delete_stored()
 
     def _lines(self, position: int, end: int) -> Iterator[tuple[int, bytes]]:
         """Each line from `position` to `end`, with the position after it."""
@@ -541,7 +533,7 @@ class FileSpool:
                 stop = min(end, segment.end)
                 file.seek(at - segment.base)
                 while at < stop:
-                    line = _read_line(file, stop - at)
+                    line = read_line(file, stop - at)
                     at += len(line)
                     yield at, line
 
@@ -550,7 +542,7 @@ class FileSpool:
         with self._guard:
             position, end = self._position, self._end
         for _, line in self._lines(position, end):
-            return _moment(line)
+            return written_ms(line)
         return None
 
     def _delete_stored(self) -> None:
@@ -558,59 +550,14 @@ class FileSpool:
         with self._guard:
             position, active = self._position, self._active
             stored = [one for one in self._segments if one.end <= position and one is not active]
-            self._segments = [one for one in self._segments if one not in stored]
         for segment in stored:
-            segment.path.unlink(missing_ok=True)
-
-
-def encode_frame(record: LogRecord, unix_ms: int) -> bytes:
-    """The line that a segment holds. Raises ValueError for a record that JSON cannot hold."""
-    payload = f"{unix_ms:d} {record_to_json(record)}".encode("ascii")
-    return b"%08x %08x %b\n" % (len(payload), zlib.crc32(payload), payload)
-
-
-def decode_frame(line: bytes) -> LogRecord | Corrupt:
-    """The record of a line, or Corrupt. The line's last byte may be anything."""
-    payload = line[_HEADER:-1]
-    if not _whole(line, payload):
-        return Corrupt(line)
-    try:
-        return record_from_json(payload.partition(b" ")[2])
-    except ValueError:  # of another version of this software
-        return Corrupt(line)
-
-
-def _whole(line: bytes, payload: bytes) -> bool:
-    return line[:_HEADER] == b"%08x %08x " % (len(payload), zlib.crc32(payload))
-
-
-def _moment(line: bytes) -> int:
-    digits = line[_HEADER : _HEADER + 20].partition(b" ")[0]
-    return int(digits) if digits.isdigit() else 0
-
-
-def _read_line(file: BinaryIO, most: int) -> bytes:
-    """One line of at most `most` bytes.
-
-    By its length where the line's end is not where it should be: so a damaged line end harms no neighbour,
-    and damage that looks like a line end makes one Corrupt, not two.
-    """
-    line = file.readline(most)
-    digits = line[:8]
-    try:
-        declared = _HEADER + int(digits, 16) + 1
-    except ValueError:
-        return line
-    if declared == len(line) or declared > most:
-        return line
-    whole = line[:declared] if declared < len(line) else line + file.read(declared - len(line))
-    if _whole(whole, whole[_HEADER:-1]) or (declared > len(line) and whole.endswith(b"\n")):
-        if declared < len(line):
-            file.seek(declared - len(line), os.SEEK_CUR)
-        return whole
-    if declared > len(line):
-        file.seek(len(line) - declared, os.SEEK_CUR)
-    return line
+            try:
+                segment.path.unlink(missing_ok=True)
+            except OSError as error:
+                _log.warning("spool: a stored segment could not be deleted: %s", error)
+                return
+            with self._guard:
+                self._segments.remove(segment)
 
 
 def _cancelled(start: InferenceStarted, now: float) -> InferenceEnded:
@@ -631,88 +578,3 @@ def _refusal(error: OSError) -> str:
         f"the log's disk takes no more ({errno.errorcode.get(error.errno or 0, 'error')}): "
         "no new work is accepted until it does"
     )
-
-
-def _lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        owner = os.read(descriptor, 64).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise Precondition(
-            f"the spool {path.parent} is in use by another server (process {owner}): "
-            "stop that one, or give this one a spool of its own (AGENTLOOP_SPOOL_DIR)"
-        ) from None
-    with contextlib.suppress(OSError):  # the name is a courtesy; a full disk is no reason not to start
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
-
-
-def _position_text(position: int) -> bytes:
-    return b"%d %08x\n" % (position, zlib.crc32(b"%d" % position))
-
-
-def _read_position(path: Path) -> int:
-    """0 where there is none, or none that can be trusted: everything is stored once more, to no effect."""
-    try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        return 0
-    digits = text.partition(b" ")[0]
-    if digits.isdigit() and text == _position_text(int(digits)):
-        return int(digits)
-    _log.warning("spool: the position is unreadable; what is left is stored once more")
-    return 0
-
-
-def _replace(path: Path, data: bytes) -> None:
-    new = path.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        _write_all(descriptor, data, 0)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    new.replace(path)
-    _sync_directory(path.parent)
-
-
-def _keep(path: Path, data: bytes) -> None:
-    path.parent.mkdir(mode=0o700, exist_ok=True)
-    _replace(path, data)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_all(descriptor: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        offset += written
-        view = view[written:]
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_KEEP_SIZE = 1  # FALLOC_FL_KEEP_SIZE, linux/falloc.h: allocate beyond the end, and leave the end where it is
-
-
-def _allocate(descriptor: int, size: int) -> None:
-    """Make sure that `size` bytes can be written to the file, whatever others write to the disk.
-
-    Where the file system cannot promise that (NFS, for one), this does nothing.
-    """
-    failed = _libc.fallocate(
-        ctypes.c_int(descriptor), ctypes.c_int(_KEEP_SIZE), ctypes.c_int64(0), ctypes.c_int64(size)
-    )
-    if failed:
-        code = ctypes.get_errno()
-        if code not in (errno.EOPNOTSUPP, errno.ENOSYS):
-            raise OSError(code, os.strerror(code))

@@ -21,7 +21,7 @@ from grpc_server.adapters import postgres as postgres_module
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.postgres import ERRORS, PostgresStore, translate
 from grpc_server.adapters.postgres_text import from_text
-from grpc_server.adapters.spool import Corrupt
+from grpc_server.adapters.spool_frame import Corrupt
 from grpc_server.domain.errors import StoreUnavailable
 from grpc_server.domain.plain import plain
 from grpc_server.domain.types import (

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpc_server import drain as drain_module
-from grpc_server.adapters.spool import Corrupt
+from grpc_server.adapters.spool_frame import Corrupt
 from grpc_server.domain.errors import StoreUnavailable
 from grpc_server.domain.types import InferenceStarted, LogRecord
 from grpc_server.drain import Drain

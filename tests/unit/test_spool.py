@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from grpc_server.adapters import spool as spool_module
-from grpc_server.adapters.spool import Corrupt, FileSpool, decode_frame, encode_frame
+from grpc_server.adapters import spool_disk
+from grpc_server.adapters.spool import FileSpool
+from grpc_server.adapters.spool_frame import Corrupt, decode_frame, encode_frame
 from grpc_server.domain.errors import Precondition, ShuttingDown, SpoolFull
 from grpc_server.domain.types import (
     InferenceEnded,
@@ -59,7 +61,7 @@ async def consume(spool: FileSpool) -> list[LogRecord | Corrupt]:
     return [what for what in found if not isinstance(what, ServerStarted)]
 
 
-def failing(real: Callable[..., Any], code: int) -> Callable[..., Any]:
+def failing(code: int) -> Callable[..., Any]:
     def fail(*args: Any, **options: Any) -> Any:
         raise OSError(code, os.strerror(code))
 
@@ -411,7 +413,7 @@ async def test_a_full_disk_refuses_new_work_and_takes_ends_from_the_reserve(
     for record in begun:
         await spool.append(record)
     with monkeypatch.context() as full:
-        full.setattr(spool_module, "_allocate", failing(spool_module._allocate, errno.ENOSPC))
+        full.setattr(spool_disk, "allocate", failing(errno.ENOSPC))
         with pytest.raises(SpoolFull, match="ENOSPC"):
             while True:  # into the segment that is allocated already, until it is full
                 await spool.append(make.feedback(begun[0].id, comment="x" * 1000))
@@ -437,7 +439,7 @@ async def test_ends_wait_in_memory_while_the_disk_refuses_everything(
     record = make.started()
     await spool.append(record)
     with monkeypatch.context() as broken:
-        broken.setattr(spool_module, "_write_all", failing(spool_module._write_all, errno.EROFS))
+        broken.setattr(spool_disk, "write_all", failing(errno.EROFS))
         with pytest.raises(SpoolFull, match="EROFS"):
             await spool.append(make.started())
         await spool.append(make.ended(record.id))
@@ -477,14 +479,14 @@ async def test_closing_with_ends_that_the_disk_refuses_does_not_hang(
     await spool.open()
     record = make.started()
     await spool.append(record)
-    monkeypatch.setattr(spool_module, "_write_all", failing(spool_module._write_all, errno.EROFS))
+    monkeypatch.setattr(spool_disk, "write_all", failing(errno.EROFS))
     await spool.append(make.ended(record.id))
     await asyncio.wait_for(spool.close(), 5)
 
 
 async def test_a_spool_opens_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written, _ = await written_spool(tmp_path)
-    monkeypatch.setattr(spool_module, "_allocate", failing(spool_module._allocate, errno.ENOSPC))
+    monkeypatch.setattr(spool_disk, "allocate", failing(errno.ENOSPC))
     spool = await reopened(tmp_path)
     assert spool.state().full
     with pytest.raises(SpoolFull):
@@ -500,7 +502,7 @@ async def test_a_position_that_cannot_be_written_stops_no_storing(
     await spool.open()
     for _ in range(60):
         await spool.append(make.started())
-    monkeypatch.setattr(spool_module, "_replace", failing(spool_module._replace, errno.ENOSPC))
+    monkeypatch.setattr(spool_disk, "replace", failing(errno.ENOSPC))
     await consume(spool)
     assert len(list(tmp_path.glob("*.log"))) == 1
     await spool.close()
@@ -519,7 +521,7 @@ async def test_where_space_cannot_be_promised_the_spool_works_all_the_same(
             ctypes.set_errno(errno.EOPNOTSUPP)
             return -1
 
-    monkeypatch.setattr(spool_module, "_libc", NoFallocate)
+    monkeypatch.setattr(spool_disk, "_libc", NoFallocate)
     spool = new_spool(tmp_path)
     await spool.open()
     await spool.append(make.started())

@@ -13,7 +13,8 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from grpc_server.adapters.spool import Corrupt, FileSpool
+from grpc_server.adapters.spool import FileSpool
+from grpc_server.adapters.spool_frame import Corrupt
 from grpc_server.domain.types import LogRecord, ServerStarted
 from tests import records as make
 

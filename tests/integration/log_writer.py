@@ -1,0 +1,42 @@
+"""A server's log without the server: spool, drain and store, under as much traffic as they take.
+
+    python -m tests.integration.log_writer <spool folder> <dsn>
+
+Prints the id of each inference once it is accepted, and `end <id>` once its end is on disk. Runs until
+killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+from pathlib import Path
+
+from grpc_server.adapters.postgres import PostgresStore
+from grpc_server.adapters.spool import FileSpool
+from grpc_server.drain import Drain
+from tests import records as make
+
+
+async def main(directory: Path, dsn: str) -> None:
+    spool = FileSpool(directory, "server-1", 1 << 28, segment_bytes=32 << 10)
+    await spool.open()
+    store = PostgresStore(dsn)
+    await store.open()
+    drain = asyncio.create_task(Drain(spool, store, dead_letters=store, linger_seconds=0.01).run())
+    await asyncio.gather(drain, *(traffic(spool) for _ in range(8)))
+
+
+async def traffic(spool: FileSpool) -> None:
+    while True:
+        start = make.started()
+        await spool.append(start)
+        print(start.id, flush=True)
+        await asyncio.sleep(random.random() * 0.01)
+        await spool.append(make.ended(start.id))
+        print("end", start.id, flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]), sys.argv[2]))
