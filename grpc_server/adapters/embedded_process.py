@@ -20,6 +20,7 @@ _log = logging.getLogger(__name__)
 
 _PACKAGE_ROOT = Path(__file__).parents[2]
 _LOAD_SECONDS = 600.0  # a model of tens of gigabytes, from a cold disk
+_END_SECONDS = 2.0
 _TIMEOUT = httpx.Timeout(connect=5.0, write=30.0, read=600.0, pool=5.0)
 """Reading waits for a place and for the prompt to be read; the caller's deadline comes first, as a rule."""
 
@@ -105,11 +106,11 @@ async def _introduce(process: asyncio.subprocess.Process, options: ChildOptions)
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Close its stdin, which ends it; kill it if that takes over two seconds."""
+    """Close its stdin, which ends it; kill it if that does not help."""
     if process.stdin:
         process.stdin.close()
     try:
-        await asyncio.wait_for(process.wait(), 2.0)
+        await asyncio.wait_for(process.wait(), _END_SECONDS)
     except TimeoutError:
         with contextlib.suppress(ProcessLookupError):
             process.kill()

@@ -61,8 +61,13 @@ def main() -> int:
 
 def start(binary: str, host: str) -> subprocess.Popen[bytes]:
     """`ollama serve`, listening on `host`, as the head of a process group."""
-    # There is only this thread, so the hook between fork and exec is safe.
     library = ctypes.CDLL(None)
+
+    def between_fork_and_exec() -> None:  # safe: this process has one thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # what is ignored stays so through exec
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
     return subprocess.Popen(
         [binary, "serve"],
         env={**os.environ, "OLLAMA_HOST": host},
@@ -70,7 +75,7 @@ def start(binary: str, host: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=lambda: library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM),
+        preexec_fn=between_fork_and_exec,
     )
 
 
@@ -114,11 +119,11 @@ def announce(host: str) -> None:
         os.write(1, json.dumps({"url": f"http://{host}"}).encode() + b"\n")
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End Ollama, and whatever it started."""
+def stop(process: subprocess.Popen[bytes], patience: float = 5.0) -> None:
+    """End Ollama, and whatever it started; kill it if that takes over `patience` seconds."""
     process.terminate()
     try:
-        process.wait(5)
+        process.wait(patience)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
