@@ -133,4 +133,6 @@ def _observed(result: Any) -> Mapping[str, Any]:
     if mismatched is not None:
         return {"mismatched": [f"expected {each['Expected']}, found {each['Found']}" for each in mismatched]}
     value = found.get("observed_value")
+    if isinstance(value, list):
+        return {"columns": len(value)}
     return {"value": value.item() if hasattr(value, "item") else value}

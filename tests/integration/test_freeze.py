@@ -18,6 +18,7 @@ from uuid6 import uuid7
 
 from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.integration import log_by_hand as log
+from validation import note
 from validation.__main__ import app
 from validation.freeze import FreezeError, freeze, last_watermark, local_database
 from validation.note import NothingToDoError
@@ -319,3 +320,9 @@ def test_the_command_finds_the_database_that_the_server_keeps(
     )
     assert lost.exit_code == 1
     assert "start the server, or set AGENTLOOP_DATABASE_URL" in lost.stderr
+
+
+def test_a_cycle_is_frozen_by_one_process_at_a_time(dsn: str, cycles: Path) -> None:
+    with note.step(cycles / FIRST, "freeze", []):
+        second = CliRunner().invoke(app, ["freeze", "--cycle", str(cycles / FIRST), "--database-url", dsn])
+    assert (second.exit_code, "running in another process" in second.stderr) == (1, True)

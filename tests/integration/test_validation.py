@@ -88,6 +88,7 @@ def test_good_rows_are_accepted_and_bad_ones_quarantined_with_their_rule(cycle: 
     assert (broken["success"], broken["blocking"]) == (False, False)
     assert broken["observed"] == {"rows": 12, "broken_by": 1}
     assert expectation(record, "roles_alternate")["success"]
+    assert expectation(record, "schema")["observed"] == {"columns": len(snapshot.SCHEMA)}
     # Three rows of twelve are bad by the model's fault alone: these do not count towards the limit.
     assert expectation(record, "quarantine_share")["observed"]["value"] == pytest.approx(1 / 12)
 
