@@ -18,7 +18,7 @@ from grpc_server.domain.types import ModelVersion, Target, TargetRole
 from tests.ansible_modules import rollout_record
 from tests.integration.rollout_bench import CANDIDATE, CHAMPION, World, good, stable, world
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 OTHER = "m:20251231T000000Z"
 PROMOTED = [(CANDIDATE, "stable", 100)]
 UNTOUCHED = [(CHAMPION, "stable", 100)]

@@ -1,0 +1,190 @@
+"""The nightly DAG, run by a real Airflow on a real Postgres; its steps are a script that plays them.
+
+The DAG starts every step by AGENTLOOP_PYTHON: here a script that writes down what it was asked, and does what
+the variables PLAY_<step> say.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from sqlalchemy.engine import make_url
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+HOME = Path(__file__).resolve().parents[2]
+ALL = [
+    "validation freeze",
+    "validation check",
+    "training curate",
+    "training finetune",
+    "training quantize",
+    "training evaluate",
+    "training gate",
+    "training register",
+    "ansible playbook",
+    "training report",
+]
+
+# A step, called as `-m <package> <step> …`. PLAY_<step> is bash that it runs.
+STEP = """#!/bin/bash
+mkdir -p "$AGENTLOOP_CYCLE_DIR"
+echo "$2 $3 $(cut -d' ' -f3 /proc/self/autogroup 2>/dev/null)" >>"$AGENTLOOP_CYCLE_DIR/ran"
+play="PLAY_$3"
+eval "${!play}"
+if [[ $3 == gate ]]; then
+  printf '{"verdict": "%s", "reason": "as told"}' "${VERDICT:-pass}" >"$AGENTLOOP_CYCLE_DIR/gate.json"
+fi
+"""
+
+
+class Night:
+    """Runs nights in one state folder, on one Postgres."""
+
+    def __init__(self, folder: Path, dsn: str) -> None:
+        self.folder = folder
+        self.dsn = dsn
+        self.python = folder / "python"
+        self.python.write_text(STEP)
+        self.python.chmod(0o755)
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("AGENTLOOP", "AIRFLOW", "ANSIBLE"))}
+        return subprocess.Popen(
+            [sys.executable, str(HOME / "scripts" / "night.py"), *arguments],
+            env=kept
+            | {
+                "AGENTLOOP_STATE_DIR": str(self.folder / "var"),
+                "AGENTLOOP_CYCLES_DIR": str(self.folder / "cycles"),
+                "AGENTLOOP_AIRFLOW_DATABASE_URL": self.dsn,
+                "AGENTLOOP_TOKEN": "al_unused",
+                "AGENTLOOP_PYTHON": str(self.python),
+                "AGENTLOOP_NIGHT_RETRY_SECONDS": "0.1",
+                **environment,
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> Ran:
+        process = self.start(*arguments, **environment)
+        try:
+            out, _ = process.communicate(timeout=200)
+        finally:
+            process.terminate()
+        return Ran(process.returncode, out)
+
+
+class Ran:
+    """A night that has ended."""
+
+    def __init__(self, code: int, out: str) -> None:
+        self.code = code
+        self.out = out
+        self.cycle_dir = Path(out.splitlines()[-1])
+
+    @property
+    def steps(self) -> list[str]:
+        """The commands that ran, in order."""
+        return [line.rsplit(" ", 1)[0] for line in (self.cycle_dir / "ran").read_text().splitlines()]
+
+    @property
+    def priorities(self) -> set[str]:
+        """The autogroup priorities that they ran at."""
+        lines = (self.cycle_dir / "ran").read_text().splitlines()
+        return {line.rsplit(" ", 1)[1] for line in lines if not line.startswith("ansible")}
+
+
+@pytest.fixture(scope="module")
+def night(local_postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Night]:
+    folder = tmp_path_factory.mktemp("night") / "nächte & co"
+    folder.mkdir()
+    url = make_url(local_postgres.dsn("postgres")).set(
+        drivername="postgresql+psycopg", database=f"airflow_{uuid4().hex[:8]}"
+    )
+    yield Night(folder, url.render_as_string(hide_password=False))
+
+
+def test_a_night_runs_every_step_in_its_order_at_the_lowest_priority_and_a_second_one_is_a_second_cycle(
+    night: Night,
+) -> None:
+    first = night.run()
+    assert first.code == 0, first.out
+    assert first.steps == ALL
+    assert first.cycle_dir.parent == night.folder / "cycles"
+    if Path("/proc/self/autogroup").exists():
+        assert first.priorities == {"19"}
+    with psycopg.connect(
+        make_url(night.dsn).set(drivername="postgresql").render_as_string(False)
+    ) as connection:
+        assert connection.execute("SELECT slots FROM slot_pool WHERE pool = 'training'").fetchone() == (1,)
+    second = night.run(VERDICT="inconclusive")
+    assert second.code == 0, second.out
+    assert second.cycle_dir != first.cycle_dir
+    assert second.steps == [step for step in ALL if step != "ansible playbook"]
+    assert "skipped: The champion serves on: the gate says inconclusive: as told" in second.out
+
+
+def test_where_there_is_nothing_to_learn_the_night_skips_and_succeeds(night: Night) -> None:
+    ran = night.run(PLAY_curate="echo too few examples; exit 99")
+    assert ran.code == 0, ran.out
+    assert ran.steps == ["validation freeze", "validation check", "training curate", "training report"]
+    assert "   too few examples" in ran.out.splitlines()
+
+
+def test_a_failed_step_fails_the_night_though_the_report_still_runs_and_the_cycle_can_be_gone_on_with(
+    night: Night,
+) -> None:
+    broken = night.run(PLAY_quantize="echo disk full; exit 1")
+    assert broken.code == 1
+    before = broken.steps
+    assert before == [*ALL[:4], "training quantize", "training quantize", "training report"]
+    assert "   disk full" in broken.out.splitlines()
+    repaired = night.run("--cycle", broken.cycle_dir.name)
+    assert repaired.code == 0, repaired.out
+    assert repaired.cycle_dir == broken.cycle_dir
+    assert repaired.steps == before + ALL
+
+
+def test_a_failed_report_fails_the_night_too(night: Night) -> None:
+    ran = night.run(PLAY_report="exit 1", PLAY_freeze="exit 99")
+    assert ran.code == 1
+    assert ran.steps == ["validation freeze", "training report", "training report"]
+
+
+def test_a_night_that_is_told_to_end_ends_its_step_too(night: Night) -> None:
+    pid_file = night.folder / "pid"
+    process = night.start(PLAY_freeze=f"echo $$ >'{pid_file}'; exec sleep 600")
+    try:
+        while not (pid_file.exists() and pid_file.read_text().strip()):
+            assert process.poll() is None
+            time.sleep(0.1)
+        step = int(pid_file.read_text())
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert Path(out.splitlines()[-1]).parent == night.folder / "cycles"
+        end = time.monotonic() + 10
+        while alive(step):
+            assert time.monotonic() < end, "the step outlived its night"
+            time.sleep(0.1)
+    finally:
+        process.kill()
+
+
+def alive(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return "sleep" in Path(f"/proc/{pid}/cmdline").read_text()
+    return False
