@@ -85,7 +85,6 @@ class Drain:
         self._batch_records = batch_records
         self._linger_seconds = linger_seconds
         self._one_at_a_time = asyncio.Lock()
-        self._nudge = asyncio.Event()
 
     async def run(self) -> None:
         """Store records as they come, for ever; cancel it to stop (nothing is lost)."""
@@ -111,18 +110,9 @@ class Drain:
             return False
         return True
 
-    def hurry(self) -> None:
-        """The database is known to be back: do not wait for the end of the back-off."""
-        self._nudge.set()
-
     async def _pause(self, failures: int) -> None:
         longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(failures, 16))
-        delay = longest * random.uniform(0.5, 1.0)  # noqa: S311 - servers must not all come back at once
-        self._nudge.clear()
-        try:
-            await asyncio.wait_for(self._nudge.wait(), delay)
-        except TimeoutError:
-            return
+        await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - so that servers spread out
 
     async def _step(self) -> bool:
         """Store until the spool is empty. False if the database, or the disk, does not answer."""

@@ -114,7 +114,7 @@ def test_migrations_run_from_any_folder_with_an_awkward_name(empty_dsn: str, tmp
     subprocess.run(
         [sys.executable, "-c", program, empty_dsn],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": str(place)},
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(place)},
         check=True,
         timeout=60,
     )

@@ -1,4 +1,3 @@
-# ruff: noqa: ASYNC110 - states that no event tells of
 """The drain: everything is stored in order, or set aside, and an outage only delays it."""
 
 from __future__ import annotations
@@ -197,13 +196,20 @@ async def test_no_error_ends_the_drain() -> None:
         await running
 
 
-async def test_the_back_off_grows_is_bounded_and_can_be_cut_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drain_module, "FIRST_DELAY_SECONDS", 3600.0)
-    monkeypatch.setattr(drain_module, "LONGEST_DELAY_SECONDS", 3600.0)
-    source, store = ListSource([make.started()]), ListStore(errors=[StoreUnavailable("down")])
-    drain = Drain(source, store)
-    flushing = asyncio.create_task(drain.flush(60))
-    while not drain.last_error:
-        await asyncio.sleep(0)
-    drain.hurry()
-    assert await asyncio.wait_for(flushing, 5)
+async def test_the_back_off_grows_varies_and_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain_module, "FIRST_DELAY_SECONDS", 0.1)
+    monkeypatch.setattr(drain_module, "LONGEST_DELAY_SECONDS", 5.0)
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    monkeypatch.setattr("grpc_server.drain.asyncio.sleep", sleep)
+    source, store = ListSource([make.started()]), ListStore(errors=[StoreUnavailable("down")] * 200)
+    assert await Drain(source, store).flush(60)
+    assert 0.05 <= slept[0] <= 0.1
+    assert 0.4 <= slept[3] <= 0.8
+    assert len(slept) == 200
+    assert max(slept) <= 5.0
+    assert min(slept[10:]) >= 2.5
+    assert len(set(slept)) > 100
