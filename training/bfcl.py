@@ -85,15 +85,21 @@ class Item:
 
     @property
     def demonstration(self) -> ToolCall:
-        """One accepted call: of each parameter the first accepted value, nothing that may be left out."""
+        """One accepted call: of each parameter the first accepted value that the question says, or the first.
+
+        A parameter that may be left out is left out, unless the question says its value.
+        """
         required = self.tool.parameters.get("required", ())
         properties = self.tool.parameters["properties"]
+        said = " ".join(message.content for message in self.messages)
         arguments = {}
         for name, accepted in self.answers.items():
-            if name not in required and "" in accepted:
-                continue
             values = [value for value in accepted if value != ""]
-            arguments[name] = _first_value(values[0], properties.get(name, {})) if values else ""
+            stated = [value for value in values if _says(said, value)]
+            if name not in required and "" in accepted and not stated:
+                continue
+            chosen = (stated or values or [""])[0]
+            arguments[name] = _first_value(chosen, properties.get(name, {}))
         return ToolCall(self.function, arguments)
 
     @property
@@ -244,6 +250,13 @@ def json_schema(declared: JsonObject) -> JsonObject:
         elif key != "optional":  # says again what `required` says
             schema[key] = value
     return schema
+
+
+def _says(text: str, value: Any) -> bool:
+    """Whether `text` has `value`, a string or a number, as words of its own."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return False
+    return re.search(rf"(?<!\w){re.escape(str(value))}(?!\w)", text, re.IGNORECASE) is not None
 
 
 def _first_value(value: Any, schema: JsonObject) -> Any:

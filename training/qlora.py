@@ -26,7 +26,6 @@ class Adapted:
     """
 
     def __init__(self, base: Path, recipe: Recipe, dtype: torch.dtype) -> None:
-        torch.manual_seed(recipe.seed)
         frozen = _load_nf4(base, dtype)
         if recipe.frozen_weights == "dequantized":
             _dequantize(frozen, dtype)
@@ -37,6 +36,7 @@ class Adapted:
             target_modules=recipe.targets,
             task_type="CAUSAL_LM",
         )
+        torch.manual_seed(recipe.seed)  # the adapter begins random
         self.model: PeftModel = get_peft_model(frozen, adapter)
         self.model.train()
         self._computed = [each for each in self.model.parameters() if each.requires_grad]
@@ -94,7 +94,7 @@ def _dequantize(model: Any, dtype: torch.dtype) -> None:
     for name, module in list(model.named_modules()):
         if isinstance(module, bnb.nn.Linear4bit):
             values = bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state).to(dtype)
-            plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, dtype=dtype)
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
             plain.weight = torch.nn.Parameter(values, requires_grad=False)
             parent, _, last = name.rpartition(".")
             setattr(model.get_submodule(parent), last, plain)

@@ -1,6 +1,7 @@
 """What the reader of the leaderboard promises, on its real files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +149,18 @@ def test_a_demonstration_takes_first_values_and_leaves_out_what_may_be_left_out(
         "d": [{"k": 1}, {"k": 2}],
         "e": "",
     }
+
+
+def test_a_demonstration_prefers_what_the_question_says() -> None:
+    one = replace(
+        asked(
+            {"city": {"type": "string"}, "unit": {"type": "string"}, "days": {"type": "integer"}},
+            {"city": ["New York", "NYC"], "unit": ["", "Celsius"], "days": [7, ""]},
+            required=["city"],
+        ),
+        messages=(Message(Role.USER, "The weather in NYC in celsius, in the next 17 days?"),),
+    )
+    assert one.demonstration.arguments == {"city": "NYC", "unit": "Celsius"}
 
 
 def test_no_call_and_a_call_of_another_function_are_wrong() -> None:
