@@ -4,9 +4,8 @@
 Airflow keeps its configuration and logs in `<state folder>/airflow`, its tables in a database `airflow`.
 The last line printed is the path of the cycle directory; the exit code is 0 if the run succeeded, else 1.
 
-Airflow runs in a session of its own behind serving (`/proc/self/autogroup`: `nice` does not reach across
-sessions), its steps far behind it, and all of it ends with this command. Airflow itself takes 10 s of
-processor time a night, 3 of them before the first step: its three commands share one process.
+All of it ends with this command. The steps run at the lowest processor priority (see the DAG). Airflow itself
+takes 10 s of processor time a night, 3 of them before the first step: its three commands share one process.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from sqlalchemy.exc import ArgumentError
 HOME = Path(__file__).resolve().parents[1]
 DAG_ID = "nightly_loop"
 DATABASE = "airflow"
+GRACE_SECONDS = 5  # from SIGTERM to SIGKILL
 CYCLE_ID = "%Y%m%dT%H%M%SZ"
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -127,8 +127,6 @@ def airflow_environment(url: URL, state_dir: Path, home: Path = HOME) -> dict[st
 @app.command("airflow", hidden=True)
 def run_airflow(logical_date: str, conf: str) -> None:
     """Migrates Airflow's database, makes the pool and runs the DAG, in one process."""
-    with suppress(OSError):  # a kernel without autogroups
-        Path("/proc/self/autogroup").write_text("5", encoding="ascii")
     from airflow.cli.cli_parser import get_parser
 
     for arguments in (
@@ -180,7 +178,7 @@ def run(
     command = [
         "setpriv",
         "--pdeathsig",
-        "TERM",
+        "KILL",
         sys.executable,
         __file__,
         "airflow",
@@ -240,11 +238,13 @@ def _foreground(command: list[str], environment: dict[str, str], log: Path) -> i
         errors="replace",
     )
 
-    def end(_signal: int, _frame: FrameType | None) -> None:
+    def end(number: int, _frame: FrameType | None) -> None:
+        # A running task takes SIGTERM for its step's failure, and would be retried: hence the alarm.
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+            os.killpg(process.pid, signal.SIGKILL if number == signal.SIGALRM else signal.SIGTERM)
+        signal.alarm(GRACE_SECONDS)
 
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
         signal.signal(number, end)
     log.parent.mkdir(parents=True, exist_ok=True)
     told = Told()
@@ -254,7 +254,9 @@ def _foreground(command: list[str], environment: dict[str, str], log: Path) -> i
             file.flush()
             if shown := told.shown(line.rstrip("\n")):
                 typer.echo(shown)
-    return process.wait()
+    code = process.wait()
+    signal.alarm(0)
+    return code
 
 
 class Told:

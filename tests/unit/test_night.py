@@ -17,6 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 HOME = Path(__file__).resolve().parents[2]
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 
 
 @pytest.fixture(scope="module")
@@ -203,20 +205,24 @@ def test_a_steps_own_lines_are_shown_and_airflows_are_not(night: ModuleType) -> 
 def test_all_of_the_output_is_kept_and_the_exit_code_is_passed_on(
     night: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     program = "import sys; print('{\"event\": \"quiet\"}'); print('plain'); sys.exit(4)"
     log = tmp_path / "a" / "night.jsonl"
     try:
         assert night._foreground([sys.executable, "-c", program], dict(os.environ), log) == 4
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert log.read_text() == '{"event": "quiet"}\nplain\n'
     assert capsys.readouterr().out == "plain\n"
 
 
-def test_the_end_of_the_command_is_the_end_of_what_it_started(night: ModuleType, tmp_path: Path) -> None:
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+@pytest.mark.parametrize(("program", "number"), [("", signal.SIGTERM), (DEAF, signal.SIGKILL)])
+def test_the_end_of_the_command_is_the_end_of_what_it_started(
+    night: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, number: signal.Signals
+) -> None:
+    monkeypatch.setattr(night, "GRACE_SECONDS", 1)
+    before = {number: signal.getsignal(number) for number in SIGNALS}
     log = tmp_path / "night.jsonl"
 
     def interrupt() -> None:
@@ -226,10 +232,10 @@ def test_the_end_of_the_command_is_the_end_of_what_it_started(night: ModuleType,
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    program = "import time; print('begun', flush=True); time.sleep(60)"
+    program += "import time; print('begun', flush=True); time.sleep(60)"
     try:
-        assert night._foreground([sys.executable, "-c", program], dict(os.environ), log) == -signal.SIGTERM
+        assert night._foreground([sys.executable, "-c", program], dict(os.environ), log) == -number
     finally:
         thread.join()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for each, handler in before.items():
+            signal.signal(each, handler)
