@@ -40,8 +40,9 @@ class CachedAuthenticator:
     """The Authenticator port, on the tokens that were read last.
 
     A revocation acts after `refresh_seconds` and the time of one read; an expiry at once. A token that was
-    made just now is known at once, too: who comes with an unknown one waits for a fresh read, at most every
-    half second. Until the database has answered once, and without a file of an earlier run, nobody is let in.
+    made just now is known at once, too: who comes with an unknown one waits for a fresh read, and there are
+    at most two of these a second. Until the database has answered once, and without a file of an earlier run,
+    nobody is let in.
 
     Args:
         token_store: all tokens.
@@ -87,7 +88,8 @@ class CachedAuthenticator:
         if found is None:
             raise Unauthenticated()
         record = self._find(*found.groups())
-        if record is None and await self._last_known.refresh(soonest=SOONEST_SECONDS):
+        if record is None:
+            await self._last_known.refresh_soon(SOONEST_SECONDS)
             record = self._find(*found.groups())
         if record is None:
             raise Unauthenticated()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
 import os
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -53,7 +52,8 @@ class LastKnown(Generic[T]):
         self._rows: list[T] | None = None
         self._in_force = asyncio.Lock()
         self._read_at = float("-inf")
-        self._loop: asyncio.Task[None] | None = None
+        self._soon: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
         """Read once, from the file if the database does not answer, and go on reading."""
@@ -61,21 +61,17 @@ class LastKnown(Generic[T]):
             rows = await asyncio.to_thread(self._load)
             if rows is not None and self._rows is None:
                 self._changed(rows)
-        self._loop = asyncio.create_task(self._keep_reading(), name=f"refresh {self._file.stem}")
+        self._spawn(self._keep_reading())
 
     async def close(self) -> None:
         """Stop reading."""
-        if self._loop is not None:
-            self._loop.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._loop
-            self._loop = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def refresh(self, *, soonest: float = 0.0) -> bool:
-        """Read now, unless that was done in the last `soonest` seconds; False if it cannot be done."""
+    async def refresh(self) -> bool:
+        """Read now; False if it cannot be done."""
         async with self._in_force:
-            if time.monotonic() - self._read_at < soonest:
-                return False
             self._read_at = time.monotonic()
             try:
                 rows = await self._read()
@@ -87,6 +83,26 @@ class LastKnown(Generic[T]):
             if rows != known:
                 await asyncio.to_thread(self._save, rows)
             return True
+
+    async def refresh_soon(self, apart: float = SOONEST_SECONDS) -> None:
+        """Return after a read that began after this call; all who ask meanwhile share it.
+
+        Reads are at least `apart` seconds apart, however many ask.
+        """
+        if self._soon is None:
+            self._soon = self._spawn(self._read_soon(apart))
+        await asyncio.shield(self._soon)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=f"read {self._file.stem}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _read_soon(self, apart: float) -> None:
+        await asyncio.sleep(max(0.0, self._read_at + apart - time.monotonic()))
+        self._soon = None  # who comes from now on needs another
+        await self.refresh()
 
     async def _keep_reading(self) -> None:
         while True:
