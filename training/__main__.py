@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 _console = Console(stderr=True)
+_SPOKEN_SECONDS = 10.0
 
 Cycle = Annotated[
     Path, typer.Option("--cycle", help="The cycle's folder, named by its id: YYYYMMDDTHHMMSSZ.")
@@ -78,7 +80,11 @@ def finetune(
     cycle: Cycle,
     config: Annotated[
         Path | None,
-        typer.Option(help="The recipe. [default: training/configs/gemma3-270m.yaml]", show_default=False),
+        typer.Option(
+            envvar="AGENTLOOP_RECIPE",
+            help="The recipe. [default: training/configs/gemma3-270m.yaml]",
+            show_default=False,
+        ),
     ] = None,
     state_dir: StateDir = Path("var"),
     base_gguf: BaseGguf = None,
@@ -131,6 +137,14 @@ def evaluate(
     champion: Annotated[
         str | None, typer.Option(help="A model version, instead of asking the live server which one serves.")
     ] = None,
+    suites: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="AGENTLOOP_SUITES",
+            help="What is asked. [default: training/configs/suites.yaml]",
+            show_default=False,
+        ),
+    ] = None,
     state_dir: StateDir = Path("var"),
     base_gguf: BaseGguf = None,
     model_name: ModelName = "gemma-3-270m",
@@ -142,6 +156,7 @@ def evaluate(
     """Ask champion and candidate the same questions, through a server of their own."""
     from training import evaluate as step
     from training.subjects import Place
+    from training.suites import CONFIG
 
     place = Place(
         state_dir=state_dir.absolute(),
@@ -154,7 +169,7 @@ def evaluate(
         token_file=token_file,
     )
     with _explained(), _progress("asking") as on_progress:
-        found = step.run(cycle, place, champion=champion, progress=on_progress)
+        found = step.run(cycle, place, config_file=suites or CONFIG, champion=champion, progress=on_progress)
     lines = [
         f"{suite:15} {subject:17} {each['correct']:4} of {each['n']:4} right: {each['accuracy']:.3f}"
         f" ({each['ci_low']:.3f} to {each['ci_high']:.3f}), cut {each['length_share']:.0%}"
@@ -168,7 +183,12 @@ def evaluate(
 def gate(
     cycle: Cycle,
     rules: Annotated[
-        Path | None, typer.Option(help="The rules. [default: training/configs/gate.yaml]", show_default=False)
+        Path | None,
+        typer.Option(
+            envvar="AGENTLOOP_GATE_RULES",
+            help="The rules. [default: training/configs/gate.yaml]",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -241,12 +261,27 @@ def _explained() -> Iterator[None]:
 
 @contextmanager
 def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr, where stderr is a terminal."""
+    """A bar on stderr; where that is no terminal, as in Airflow's log, a line now and then."""
+    if not _console.is_terminal:
+        yield _spoken(what)
+        return
     with Progress(
         TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_console
     ) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _spoken(what: str) -> Callable[[int, int], None]:
+    said = monotonic()
+
+    def say(done: int, total: int) -> None:
+        nonlocal said
+        if monotonic() - said >= _SPOKEN_SECONDS:
+            said = monotonic()
+            typer.echo(f"{what}: {done} of {total}", err=True)
+
+    return say
 
 
 def _say(record: Mapping[str, Any], as_json: bool, text: str) -> None:

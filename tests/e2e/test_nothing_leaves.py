@@ -16,6 +16,7 @@ import pytest
 from tests.integration.conftest_engine import ollama_binary
 
 HOME = Path(__file__).resolve().parents[2]
+SMALL = Path(__file__).parent / "small"
 TRIED_TO_LEAVE = 97
 QUESTIONS = 60  # of which over 32, the fewest that a night learns from, are for training
 
@@ -112,6 +113,9 @@ def test_the_whole_loop_closes_and_nothing_of_it_tries_to_leave(
         "AGENTLOOP_STATE_DIR": place / "var",
         "AGENTLOOP_CYCLES_DIR": place / "cycles",
         "AGENTLOOP_BASE_GGUF": base_gguf,
+        "AGENTLOOP_RECIPE": SMALL / "recipe.yaml",
+        "AGENTLOOP_SUITES": SMALL / "suites.yaml",
+        "AGENTLOOP_GATE_RULES": SMALL / "gate.yaml",
     }
     if engine == "ollama":
         environment["AGENTLOOP_OLLAMA_BIN"] = ollama_binary()
