@@ -149,6 +149,12 @@ def test_each_pass_reads_every_example_once_in_an_order_of_its_own() -> None:
     assert first != second
 
 
+def test_examples_of_like_length_share_a_step() -> None:
+    examples = [of_length(length) for length in [10, 90] * 16]
+    plan = plan_steps(examples, epochs=1, batch_examples=4, max_tokens=10_000, seed=1)
+    assert all(len({len(examples[index]) for index in step}) == 1 for step in plan)
+
+
 @given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=20), most=st.integers(1, 100))
 def test_microbatches_hold_every_example_once_within_their_tokens(lengths: list[int], most: int) -> None:
     groups = microbatches([of_length(length) for length in lengths], most)
