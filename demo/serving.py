@@ -19,7 +19,7 @@ from demo.failure import LinkError
 from demo.plan import Plan
 from demo.processes import Program, Programs
 from demo.screen import Screen
-from demo.traffic import SERVICES
+from demo.traffic import CHAT_TIMEOUT_S, SERVICES
 
 READY_SECONDS = 180.0
 POLL_SECONDS = 0.1
@@ -75,7 +75,13 @@ async def bring_up(plan: Plan, programs: Programs, screen: Screen) -> Serving:
     server = await programs.start(
         "server",
         [*plan.server, "serve"],
-        environment | {"AGENTLOOP_GRPC_ADDRESS": "127.0.0.1:0", "AGENTLOOP_HTTP_ADDRESS": "127.0.0.1:0"},
+        environment
+        | {
+            "AGENTLOOP_GRPC_ADDRESS": "127.0.0.1:0",
+            "AGENTLOOP_HTTP_ADDRESS": "127.0.0.1:0",
+            # One more is in flight than there are places: on a busy machine it waits, and is not refused.
+            "AGENTLOOP_QUEUE_SECONDS": f"{CHAT_TIMEOUT_S:.0f}",
+        },
     )
     grpc_address, http_address = await _addresses(plan, server)
     serving = Serving(
