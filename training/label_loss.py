@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 ROWS = 64
-"""Rows of logits at once: 64 x 262,144 float32 are 67 MB. Measured: 32 to 128 differ by less than noise."""
+"""Rows of logits at once: 64 x 262,144 float32 are 67 MB."""
 
 
 def label_loss(

@@ -34,7 +34,7 @@ STOP: tuple[str, ...] = (END_OF_TURN,)
 """What ends the model's turn; engines stop there and do not return it."""
 
 DESCRIPTION_CHARACTERS = 120
-"""How much of a tool's description the model sees (measured: docs/decisions.md, "Training recipe")."""
+"""How much of a tool's description the model sees; what was reached with it: docs/decisions.md."""
 
 _ENUM_CHARACTERS = 120
 _NESTING = 3
