@@ -82,7 +82,7 @@ def test_infer_sends_every_option(service: ScriptedService, tmp_path: Path) -> N
     drawn = request.sampling
     assert (drawn.temperature, drawn.top_p, drawn.top_k, drawn.max_tokens, drawn.seed) == (0, 0.5, 3, 4, 5)
     assert list(drawn.stop) == ["x", "y"]
-    assert service.deadlines[0] <= 9
+    assert 0 < service.deadlines[0] < 10  # gRPC rounds a little up
 
 
 def test_infer_holds_the_answer_to_a_schema(service: ScriptedService, tmp_path: Path) -> None:
