@@ -57,7 +57,7 @@ class ScriptedService(
     model_pb2_grpc.ModelServiceServicer,
     health_pb2_grpc.HealthServicer,  # type: ignore[misc]  # it has no types
 ):
-    """Each call of Chat plays the next of `chats`, or says "ok"; `refusals` are the statuses of the next other calls."""
+    """Chat plays the next of `chats`, or says "ok"; `refusals` are the statuses of the next other calls."""
 
     chats: list[list[Step]] = field(default_factory=list)
     refusals: list[grpc.StatusCode] = field(default_factory=list)
