@@ -59,7 +59,9 @@ class ChildProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a terminal's Ctrl-C is for the parent
+            # A terminal's Ctrl-C is for the parent. A session of its own would shield it, too, but also from
+            # the parent's low priority (autogroup) when that evaluates at night.
+            process_group=0,
         )
         try:
             address = await asyncio.wait_for(_introduce(process, options), _LOAD_SECONDS)

@@ -74,7 +74,7 @@ def start(binary: str, host: str) -> subprocess.Popen[bytes]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        start_new_session=True,
+        process_group=0,
         preexec_fn=between_fork_and_exec,
     )
 

@@ -59,7 +59,7 @@ class OllamaProcess:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,
+            process_group=0,  # see `embedded_process`
         )
         try:
             self.url = await asyncio.wait_for(self._announced(self._guard), _START_SECONDS)

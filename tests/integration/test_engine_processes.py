@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -60,6 +62,20 @@ asyncio.run(main())
 """
 
 
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder of the embedded engine, with the base model installed."""
+    folder = tmp_path_factory.mktemp("é & versions")
+
+    async def install() -> None:
+        async with EmbeddedEngine(folder) as engine:
+            assert await engine.install(BASE, base_gguf(), BASE_SHA256)
+
+    asyncio.run(install())
+    yield folder
+    shutil.rmtree(folder)
+
+
 def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -74,9 +90,12 @@ def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     [(EMBEDDED, "embedded_child"), (OLLAMA, "llama-server")],
     ids=["embedded", "ollama"],
 )
-def test_nothing_outlives_a_server_that_is_killed(script: str, program: str, tmp_path: Path) -> None:
+def test_nothing_outlives_a_server_that_is_killed(
+    script: str, program: str, tmp_path: Path, versions: Path
+) -> None:
     binary = [ollama_binary()] if script is OLLAMA else []
-    command = [sys.executable, "-c", script, str(tmp_path / "é & m"), str(base_gguf()), BASE_SHA256, *binary]
+    folder = tmp_path / "é & m" if script is OLLAMA else versions
+    command = [sys.executable, "-c", script, str(folder), str(base_gguf()), BASE_SHA256, *binary]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
@@ -86,14 +105,28 @@ def test_nothing_outlives_a_server_that_is_killed(script: str, program: str, tmp
     assert until(lambda: not any(map(lives, left))), left
 
 
+def test_an_engine_runs_at_the_priority_of_who_started_it(versions: Path) -> None:
+    """The kernel's autogroups follow sessions: a child in one of its own would run as if nobody were nice."""
+    command = [sys.executable, "-c", EMBEDDED, str(versions), str(base_gguf()), BASE_SHA256]
+    with subprocess.Popen(
+        ["nice", "-n", "7", *command], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+    ) as server:
+        assert server.stdout is not None
+        server.stdout.readline()
+        [child] = processes_below(server.pid, "embedded_child")
+        assert os.getsid(child.pid) == os.getsid(server.pid)
+        assert os.getpgid(child.pid) != os.getpgid(server.pid), "Ctrl-C would reach it"
+        assert child.nice() == psutil.Process(server.pid).nice()
+        server.kill()
+
+
 def lives(process: psutil.Process) -> bool:
     return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
-async def test_closing_the_embedded_engine_ends_its_children(tmp_path: Path) -> None:
+async def test_closing_the_embedded_engine_ends_its_children(versions: Path) -> None:
     before = {process.pid for process in processes_below(os.getpid(), "embedded_child")}
-    async with EmbeddedEngine(tmp_path, context_tokens=256, parallel=1) as engine:
-        await engine.install(BASE, base_gguf(), BASE_SHA256)
+    async with EmbeddedEngine(versions, context_tokens=256, parallel=1) as engine:
         await engine.load(BASE)
         children = [p for p in processes_below(os.getpid(), "embedded_child") if p.pid not in before]
         assert len(children) == 1
@@ -105,12 +138,11 @@ async def test_closing_the_embedded_engine_ends_its_children(tmp_path: Path) -> 
 
 
 async def test_the_embedded_engine_is_deaf_to_those_without_its_key_and_knows_no_other_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    versions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {process.pid for process in processes_below(os.getpid(), "embedded_child")}
     monkeypatch.setenv("AGENTLOOP_DATABASE_URL", "postgresql://u:hunter2@host/db")
-    async with EmbeddedEngine(tmp_path, context_tokens=256, parallel=1) as engine:
-        await engine.install(BASE, base_gguf(), BASE_SHA256)
+    async with EmbeddedEngine(versions, context_tokens=256, parallel=1) as engine:
         await engine.load(BASE)
         [child] = [p for p in processes_below(os.getpid(), "embedded_child") if p.pid not in before]
         [listening] = [c for c in child.net_connections() if c.status == psutil.CONN_LISTEN]
@@ -123,12 +155,13 @@ async def test_the_embedded_engine_is_deaf_to_those_without_its_key_and_knows_no
         assert child.cmdline()[1:] == ["-m", "grpc_server.adapters.embedded_child"]
 
 
-async def test_a_gguf_that_cannot_run_is_said_to_be_damaged_and_another_still_runs(tmp_path: Path) -> None:
+async def test_a_gguf_that_cannot_run_is_said_to_be_damaged_and_another_still_runs(
+    tmp_path: Path, versions: Path
+) -> None:
     damaged = tmp_path / "damaged.gguf"
     sha256 = write_tiny_gguf(damaged)
-    async with EmbeddedEngine(tmp_path / "versions", context_tokens=256, parallel=1) as engine:
+    async with EmbeddedEngine(versions, context_tokens=256, parallel=1) as engine:
         await engine.install("tiny:1", damaged, sha256)
-        await engine.install(BASE, base_gguf(), BASE_SHA256)
         for _ in range(2):
             with pytest.raises(EngineFailed, match=r"tiny:1.*damaged"):
                 await engine.load("tiny:1")
