@@ -7,6 +7,7 @@ export AGENTLOOP_ENGINE="${1:-embedded}"
 AGENTLOOP_DEMO_STARTED="$(date +%s)" # the first answer is timed from here
 export AGENTLOOP_DEMO_STARTED
 
+scripts/debian.sh libgomp1 # which the prebuilt llama.cpp needs, and a bare Debian lacks
 "$(scripts/uv.sh)" sync --frozen --inexact --extra demo
 if [[ "$AGENTLOOP_ENGINE" == ollama ]]; then
   AGENTLOOP_OLLAMA_BIN="$(scripts/ollama.sh | tail -1)"
