@@ -94,7 +94,8 @@ def tuned(folder: Path, **changes: Any) -> tuple[dict[str, Any], Path]:
 def weights(adapter: Path) -> dict[str, torch.Tensor]:
     from safetensors.torch import load_file
 
-    return load_file(adapter / "adapter_model.safetensors")
+    loaded: dict[str, torch.Tensor] = load_file(adapter / "adapter_model.safetensors")
+    return loaded
 
 
 def assert_same_weights(left: Path, right: Path) -> None:
