@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+from ansible.module_utils._internal._patches._sys_intern_patch import SysInternPatch
+
 ROOT = Path(__file__).resolve().parents[1] / "infra" / "ansible"
 
 
@@ -28,3 +30,8 @@ canary_analysis = _load("canary_analysis", ROOT / "library" / "canary_analysis.p
 agentloop_route = _load("agentloop_route", ROOT / "library" / "agentloop_route.py")
 agentloop_model = _load("agentloop_model", ROOT / "library" / "agentloop_model.py")
 rollout_record = _load("rollout_record", ROOT / "library" / "rollout_record.py")
+
+# Ansible replaces `sys.intern` by an object of its own in the process that imports it. torch's compiler, which
+# other tests import into this one, refuses anything but the function.
+if isinstance(sys.intern, SysInternPatch):
+    sys.intern = SysInternPatch.unpatched_implementation
