@@ -31,7 +31,7 @@ agentloop_route = _load("agentloop_route", ROOT / "library" / "agentloop_route.p
 agentloop_model = _load("agentloop_model", ROOT / "library" / "agentloop_model.py")
 rollout_record = _load("rollout_record", ROOT / "library" / "rollout_record.py")
 
-# Ansible replaces `sys.intern` by an object of its own in the process that imports it. torch's compiler, which
-# other tests import into this one, refuses anything but the function.
+# Ansible replaces `sys.intern` by an object of its own in the process that imports it. torch's compiler,
+# which other tests import into this one, refuses anything but the function.
 if isinstance(sys.intern, SysInternPatch):
     sys.intern = SysInternPatch.unpatched_implementation

@@ -102,7 +102,7 @@ def test_a_command_that_fails_keeps_its_exit_code_and_leaves_no_namespace(tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("engine", ["embedded", "ollama"])
+@pytest.mark.parametrize("engine", ["embedded", pytest.param("ollama", marks=pytest.mark.soak)])
 def test_the_whole_loop_closes_and_nothing_of_it_tries_to_leave(
     tmp_path: Path, places: Callable[[str], Path], base_gguf: Path, engine: str
 ) -> None:
