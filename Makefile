@@ -22,7 +22,9 @@ install: .venv/installed ## install everything into .venv, from the lock file
 
 .venv/installed: pyproject.toml agentloop/pyproject.toml uv.lock
 	scripts/debian.sh build-essential cmake git
-	$(UV) sync --frozen --all-extras --all-groups
+	$(UV) sync --frozen --all-extras --group dev
+	$(UV) export --quiet --frozen --only-group converter | \
+		$(UV) pip install --quiet --no-deps --target .venv/converter --upgrade --requirements -
 	touch $@
 
 lint: install ## ruff, mypy --strict, import rules, buf, ansible-lint

