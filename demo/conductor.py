@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ async def conduct(plan: Plan, screen: Screen) -> Path:
                 route_after=await _route(serving),
                 seconds=time.monotonic() - started - waited,
             )
-            return _show(stage, observed, cycle_dir)
+            return await _show(stage, observed, cycle_dir)
         finally:
             metering.cancel()
             await programs.stop()
@@ -182,10 +183,11 @@ async def _night(stage: Stage, chosen: Questions) -> Path:
     return cycle_dir
 
 
-def _show(stage: Stage, observed: figures.Observed, cycle_dir: Path) -> Path:
+async def _show(stage: Stage, observed: figures.Observed, cycle_dir: Path) -> Path:
     stage.screen.step("4 of 4: what came of it")
     shown = figures.figures(observed, cycle_dir)
     path = figures.write(shown, cycle_dir)
+    await _write_report(stage, cycle_dir)
     stage.screen.console.print(table(shown, stage.tally))
     for name in ("gate", "rollout"):
         if reason := figures.read(cycle_dir / f"{name}.json").get("reason"):
@@ -195,6 +197,16 @@ def _show(stage: Stage, observed: figures.Observed, cycle_dir: Path) -> Path:
     stage.screen.note(f"figures: {path}")
     stage.screen.note(f"report:  {cycle_dir / 'report.html'}")
     return path
+
+
+async def _write_report(stage: Stage, cycle_dir: Path) -> None:
+    """The night's page again, now with the demo's figures on it."""
+    name = "report"
+    command = [sys.executable, "-m", "training", "report", "--cycle", str(cycle_dir)]
+    code, _ = await stage.programs.run(name, command, stage.plan.environment)
+    if code != 0:
+        log = stage.plan.log_dir / f"{name}.log"
+        raise LinkError(name, f"it ended with exit code {code}", "see the log", log)
 
 
 def _pace(plan: Plan, running: Night) -> float:

@@ -10,6 +10,8 @@ export AGENTLOOP_DEMO_STARTED
 scripts/debian.sh libgomp1 # which the prebuilt llama.cpp needs, and a bare Debian lacks
 "$(scripts/uv.sh)" sync --frozen --inexact --extra demo
 if [[ "$AGENTLOOP_ENGINE" == ollama ]]; then
+  # The first time, Ollama and the llama.cpp that it starts are built: about 8 minutes on 2 cores.
+  scripts/debian.sh build-essential cmake git
   AGENTLOOP_OLLAMA_BIN="$(scripts/ollama.sh | tail -1)"
   export AGENTLOOP_OLLAMA_BIN
 fi

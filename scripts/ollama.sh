@@ -14,6 +14,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/agentloop
 prefix=$cache/ollama-$VERSION-llama-$LLAMA_VERSION-$(uname -m)
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-$root/.venv/bin/python}
+uv() { "$("$root/scripts/uv.sh")" "$@"; } # which is not always on PATH
 
 say() { printf 'ollama: %s\n' "$*" >&2; }
 
