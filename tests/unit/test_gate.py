@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from training import cycle, gate
+from training.suites import read_config
 
 CHAMPION = {"model_version": "gemma:base", "sha256": "c" * 64}
 CANDIDATE = {"model_version": "gemma:20260101T000000Z", "sha256": "d" * 64}
@@ -205,3 +206,11 @@ def test_a_rule_that_cannot_be_meant_is_refused_by_name(tmp_path: Path, wrong: s
     rules.write_text(wrong)
     with pytest.raises(ValidationError, match=named):
         gate.read_rules(rules)
+
+
+def test_a_candidate_that_changes_nothing_of_a_full_guard_suite_is_no_worse() -> None:
+    cap = next(suite.cap for suite in read_config().suites if suite.name == "gate")
+    assert cap is not None
+    equal = night() | {"gate": rows("champion", share(40, cap)) + rows("candidate", share(40, cap))}
+    (guard,) = [check for check in judged(equal)["checks"] if check["name"] == "no worse on what callers showed"]
+    assert guard["holds"]
