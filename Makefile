@@ -77,7 +77,7 @@ bench-%: install ollama $(BASE)
 	$(BENCHMARKS) $*
 
 clean: ## remove what was built here (state in var/ and cycles/ stays; make clean-state removes it)
-	rm -rf .venv dist .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-serving dist .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-state: ## remove the log, the models and the cycles of this checkout

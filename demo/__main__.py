@@ -6,6 +6,7 @@ import asyncio
 import os
 import shlex
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -54,9 +55,10 @@ def demo(
             envvar="AGENTLOOP_DEMO_INSTALL", help="Command that installs the night's needs meanwhile."
         ),
     ] = "",
-    night: Annotated[
-        str, typer.Option(envvar="AGENTLOOP_DEMO_NIGHT", help="Command that runs the DAG once.")
-    ] = "",
+    night_python: Annotated[
+        str,
+        typer.Option(envvar="AGENTLOOP_DEMO_NIGHT_PYTHON", help="An interpreter that has the night's needs."),
+    ] = sys.executable,
 ) -> None:
     """Turn the loop once: serve, log, learn, gate, roll out. Exit code 0 on any verdict of the gate."""
     state_dir, cycles_dir = (HOME / state_dir).absolute(), (HOME / cycles_dir).absolute()
@@ -69,7 +71,7 @@ def demo(
         requests=requests,
         traffic_seconds=traffic_seconds,
         install=tuple(shlex.split(install)),
-        night=tuple(shlex.split(night)) or NIGHT,
+        night=(night_python, NIGHT),
     )
     screen = Screen(started=float(os.environ.get("AGENTLOOP_DEMO_STARTED") or time.time()))
     code = asyncio.run(_until_signal(plan, screen))

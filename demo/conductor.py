@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import sys
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -202,7 +201,7 @@ async def _show(stage: Stage, observed: figures.Observed, cycle_dir: Path) -> Pa
 async def _write_report(stage: Stage, cycle_dir: Path) -> None:
     """The night's page again, now with the demo's figures on it."""
     name = "report"
-    command = [sys.executable, "-m", "training", "report", "--cycle", str(cycle_dir)]
+    command = [stage.plan.night[0], "-m", "training", "report", "--cycle", str(cycle_dir)]
     code, _ = await stage.programs.run(name, command, stage.plan.environment)
     if code != 0:
         log = stage.plan.log_dir / f"{name}.log"

@@ -11,7 +11,7 @@ from typing import Literal
 from demo.traffic import MOST_IN_FLIGHT
 
 HOME = Path(__file__).resolve().parents[1]
-NIGHT = (sys.executable, str(HOME / "scripts" / "night.py"))
+NIGHT = str(HOME / "scripts" / "night.py")
 REQUESTS = 320
 TRAFFIC_SECONDS = 300.0
 
@@ -32,7 +32,7 @@ class Plan:
     rollout_pace: float = 1.0
     install: tuple[str, ...] = ()
     server: tuple[str, ...] = (sys.executable, "-m", "grpc_server")
-    night: tuple[str, ...] = NIGHT
+    night: tuple[str, ...] = (sys.executable, NIGHT)  # an interpreter that has what the night needs, and a script
     commanded_at: float = field(default_factory=time.time)
 
     @property

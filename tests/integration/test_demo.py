@@ -135,7 +135,7 @@ async def test_a_signal_ends_the_demo_and_all_that_it_started(
     plan: Plan, number: signal.Signals, code: int
 ) -> None:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "demo", "--requests", "100", "--night", "false"),
+        *(sys.executable, "-m", "demo", "--requests", "100", "--night-python", "false"),
         cwd=HOME,
         env=os.environ
         | {
