@@ -327,30 +327,20 @@ def _socket_folder(cluster: Path, user: pwd.struct_passwd | None) -> Path:
 def _spawn(
     command: list[str], user: pwd.struct_passwd | None, log_file: int, folder: Path
 ) -> subprocess.Popen[bytes]:
-    environment = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-    if user is None:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log_file,
-            stderr=log_file,
-            cwd=folder,
-            env=environment,
-            start_new_session=True,
-            umask=0o077,
-        )
+    # Not by Popen's `user`: with that, Python forks where it otherwise would vfork, and gRPC's handlers of a
+    # fork, run while its threads are at work, end the child (seen as exit code -11).
+    if user is not None:
+        become = ["setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--"]
+        command = [*become, *command]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=log_file,
         stderr=log_file,
         cwd=folder,
-        env=environment,
+        env={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"},
         start_new_session=True,
         umask=0o077,
-        user=user.pw_uid,
-        group=user.pw_gid,
-        extra_groups=[],
     )
 
 
