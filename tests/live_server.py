@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from grpc_server.adapters.credentials import new_token
+from grpc_server.adapters.local_postgres import LocalPostgres
+from grpc_server.adapters.postgres import PostgresStore
+from grpc_server.domain.ports import TokenRecord
+from grpc_server.domain.types import Scope
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 120.0
@@ -35,7 +44,7 @@ class LiveServer:
             "context_tokens": 1024,
             **settings,
         }
-        outside = {name: value for name, value in os.environ.items() if not name.startswith("AGENTLOOP_")}
+        outside = {k: v for k, v in os.environ.items() if not k.startswith(("AGENTLOOP_", "GRPC_"))}
         self.environment = {**outside, **{f"AGENTLOOP_{k.upper()}": str(v) for k, v in given.items()}}
 
     def __enter__(self) -> Self:
@@ -48,7 +57,10 @@ class LiveServer:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.stop()
+        try:
+            self.stop()
+        finally:
+            self._end_postgres()
 
     @property
     def announcement(self) -> Path:
@@ -73,6 +85,7 @@ class LiveServer:
         while not self.announcement.exists():
             if self.process.poll() is not None or time.monotonic() > until:
                 self.kill()
+                self._end_postgres()
                 raise AssertionError(f"the server did not start:\n{self.log()}")
             time.sleep(0.05)
         found = json.loads(self.announcement.read_text())
@@ -121,10 +134,31 @@ class LiveServer:
         return done.stdout
 
     def token(self, *scopes: str, name: str = "test") -> str:
-        """A new token with these scopes; `admin` where none is named."""
-        wanted = ",".join(scopes or ("admin",))
-        made = json.loads(self.run("tokens", "create", "--name", name, "--scopes", wanted, "--json"))
-        return str(made["token"])
+        """A new token with these scopes; `admin` where none is named. No process is started for it."""
+        allowed = frozenset(Scope(scope) for scope in scopes or ("admin",))
+        text, record = new_token(name, allowed, datetime.now(UTC), None)
+        with ThreadPoolExecutor(1) as thread:  # the caller's may run an event loop
+            thread.submit(asyncio.run, self._keep(record)).result()
+        return text
+
+    async def _keep(self, record: TokenRecord) -> None:
+        store = PostgresStore(self.environment.get("AGENTLOOP_DATABASE_URL") or self._postgres.dsn())
+        await store.open()
+        try:
+            await store.create(record)
+        finally:
+            await store.close()
+
+    @property
+    def _postgres(self) -> LocalPostgres:
+        """The server's own, not entered."""
+        return LocalPostgres(self.state_dir / "postgres")
+
+    def _end_postgres(self) -> None:
+        """End the server's own Postgres, unless somebody uses it: a server that was killed leaves it."""
+        if self._postgres.pid is not None:
+            with self._postgres:
+                pass
 
     def log(self) -> str:
         """What it wrote."""

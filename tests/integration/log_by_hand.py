@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -12,8 +10,6 @@ from uuid import UUID
 
 import psycopg
 from uuid6 import uuid7
-
-from grpc_server.migrations import migrate
 
 WEATHER = {
     "name": "weather",
@@ -25,11 +21,6 @@ WEATHER = {
     },
 }
 START = datetime(2026, 1, 30, 12, 0, tzinfo=UTC)
-
-
-def create(dsn: str) -> None:
-    """The tables, the view and the role that freezing reads by: the real ones."""
-    migrate(dsn)
 
 
 def user(content: str) -> dict[str, Any]:
@@ -106,18 +97,6 @@ def _insert(connection: psycopg.Connection[Any], table: str, row: dict[str, Any]
     places = ", ".join(f"%({name})s" for name in row)
     values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
     connection.execute(f"INSERT INTO {table} ({names}) VALUES ({places})", values)
-
-
-@contextmanager
-def new_database(server_dsn: str, name: str) -> Iterator[str]:
-    """A database of its own on a running server, dropped afterwards."""
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    try:
-        yield psycopg.conninfo.make_conninfo(server_dsn, dbname=name)
-    finally:
-        with psycopg.connect(server_dsn, autocommit=True) as connection:
-            connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
 def verdict(cycle: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +16,15 @@ from uuid6 import uuid7
 
 from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.integration import log_by_hand as log
+from tests.integration.conftest_log import dsn, empty_dsn, postgres
 from validation import note
 from validation.__main__ import app
 from validation.freeze import FreezeError, freeze, last_watermark, local_database
 from validation.note import NothingToDoError
 
+__all__ = ["dsn", "empty_dsn", "postgres"]
+
 FIRST, SECOND, THIRD = "20260130T020000Z", "20260131T020000Z", "20260201T020000Z"
-
-
-@pytest.fixture(scope="module")
-def state() -> Iterator[Path]:
-    """Outside pytest's own folder, which each new session closes to other users, Postgres' among them."""
-    with tempfile.TemporaryDirectory(prefix="agentloop-freeze-") as folder:
-        yield Path(folder)
-
-
-@pytest.fixture(scope="module")
-def server(state: Path) -> Iterator[str]:
-    """The DSN of a Postgres of our own."""
-    with LocalPostgres(state / "postgres") as postgres:
-        yield postgres.dsn("postgres")
-
-
-@pytest.fixture
-def dsn(server: str) -> Iterator[str]:
-    with log.new_database(server, f"log_{uuid7().hex}") as found:
-        log.create(found)
-        yield found
 
 
 @pytest.fixture
@@ -202,12 +182,9 @@ def test_freezing_reads_in_a_role_that_can_read_nothing_but_the_view(dsn: str, c
     assert [row["caller"] for row in frozen_rows(cycles / FIRST)] == ["agentloop_freeze"]
 
 
-def test_a_missing_view_is_named_with_what_to_do(server: str, cycles: Path) -> None:
-    with (
-        log.new_database(server, f"empty_{uuid7().hex}") as dsn,
-        pytest.raises(FreezeError, match=r"learning_log.*grpc_server migrate"),
-    ):
-        freeze(cycles / FIRST, dsn)
+def test_a_missing_view_is_named_with_what_to_do(empty_dsn: str, cycles: Path) -> None:
+    with pytest.raises(FreezeError, match=r"learning_log.*grpc_server migrate"):
+        freeze(cycles / FIRST, empty_dsn)
     assert not (cycles / FIRST / "snapshot").exists()
 
 
@@ -310,8 +287,9 @@ def test_the_command_freezes_prints_json_and_skips_an_empty_night(dsn: str, cycl
 
 
 def test_the_command_finds_the_database_that_the_server_keeps(
-    server: str, state: Path, tmp_path: Path
+    local_postgres: LocalPostgres, tmp_path: Path
 ) -> None:
+    state = local_postgres.data_dir.parent
     found = psycopg.conninfo.make_conninfo(local_database(state), dbname="postgres")
     with psycopg.connect(found) as connection:
         assert connection.execute("SELECT 1").fetchone() == (1,)

@@ -43,9 +43,17 @@ def token(live_server: LiveServer) -> str:
 
 
 @pytest.fixture
-def own_server(places: Callable[[str], Path], base_gguf: Path) -> Iterator[LiveServer]:
+def state(places: Callable[[str], Path], cluster: Callable[[Path], Path]) -> Path:
+    """A state folder in which a server has run."""
+    place = places("a place & ünïcode")
+    cluster(place / "postgres")
+    return place
+
+
+@pytest.fixture
+def own_server(state: Path, base_gguf: Path) -> Iterator[LiveServer]:
     """A server that the test may stop."""
-    with LiveServer(places("a place & ünïcode"), base_gguf=base_gguf, grace_seconds=1.5) as server:
+    with LiveServer(state, base_gguf=base_gguf, grace_seconds=4) as server:
         yield server
 
 
@@ -178,7 +186,8 @@ async def test_of_two_who_set_a_route_at_once_one_wins(channel: grpc.aio.Channel
 async def test_a_revoked_token_is_refused_within_five_seconds(
     live_server: LiveServer, channel: grpc.aio.Channel
 ) -> None:
-    text = live_server.token("models:read")
+    arguments = ("tokens", "create", "--name", "test", "--scopes", "models:read", "--json")
+    text = json.loads(live_server.run(*arguments))["token"]
     stub = model_pb2_grpc.ModelServiceStub(channel)
     await stub.ListModels(model_pb2.ListModelsRequest(), metadata=bearer(text))
     live_server.run("tokens", "revoke", text.split("_")[1])
@@ -227,7 +236,7 @@ async def test_a_signal_ends_streams_at_the_grace_period_flushes_the_spool_and_e
     async with grpc.aio.insecure_channel(own_server.grpc_address) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         long = hello("Count to a million.", sampling=options(max_tokens=8192, top_k=1, stop=[]))
-        short = hello("Hi", sampling=options(max_tokens=3))
+        short = hello("Hi", sampling=options(max_tokens=1))
         call: Any = stub.Chat(long, metadata=bearer(text))
         assert (await call.read()).HasField("started")
         assert (await call.read()).HasField("text_delta")
@@ -253,9 +262,9 @@ async def test_a_signal_ends_streams_at_the_grace_period_flushes_the_spool_and_e
 
 
 async def test_a_killed_server_starts_again_on_what_it_left_and_its_stream_is_stored_as_aborted(
-    places: Callable[[str], Path], base_gguf: Path
+    state: Path, base_gguf: Path
 ) -> None:
-    with LiveServer(places("state"), base_gguf=base_gguf) as server:
+    with LiveServer(state, base_gguf=base_gguf) as server:
         text = server.token("infer")
         async with grpc.aio.insecure_channel(server.grpc_address) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)
@@ -280,10 +289,8 @@ async def test_a_killed_server_starts_again_on_what_it_left_and_its_stream_is_st
             assert (await rest_of(again))[-1].HasField("completed")
 
 
-async def test_a_second_signal_does_not_wait_for_the_grace_period(
-    places: Callable[[str], Path], base_gguf: Path
-) -> None:
-    with LiveServer(places("state"), base_gguf=base_gguf, grace_seconds=600) as server:
+async def test_a_second_signal_does_not_wait_for_the_grace_period(state: Path, base_gguf: Path) -> None:
+    with LiveServer(state, base_gguf=base_gguf, grace_seconds=600) as server:
         text = server.token("infer")
         async with grpc.aio.insecure_channel(server.grpc_address) as channel:
             stub = inference_pb2_grpc.InferenceServiceStub(channel)

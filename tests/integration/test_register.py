@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from mlflow.tracking import MlflowClient
 from typer.testing import CliRunner
 
 from grpc_server.adapters.local_postgres import LocalPostgres
+from tests.coverage_files import untraced
 from tests.integration.night_by_hand import BASE, CANDIDATE, CYCLE, make
 from training import cycle, register
 from training.__main__ import app
@@ -185,14 +183,9 @@ def test_the_registry_lies_where_it_is_told(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def state() -> Iterator[Path]:
+def state(local_postgres: LocalPostgres) -> Path:
     """A state folder whose Postgres runs, with the service's database in it."""
-    with (
-        tempfile.TemporaryDirectory(prefix="agentloop-mlflow-") as folder,
-        LocalPostgres(Path(folder) / "postgres") as postgres,
-    ):
-        postgres.dsn("agentloop")
-        yield Path(folder)
+    return local_postgres.data_dir.parent
 
 
 WATCHED = """
@@ -224,7 +217,7 @@ def test_it_works_beside_the_services_own_database_and_contacts_nobody(state: Pa
     telemetry = ("PYTEST_CURRENT_TEST", "CI", "MLFLOW_DISABLE_TELEMETRY", "DO_NOT_TRACK")
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, str(directory), str(state)],
-        env={key: value for key, value in os.environ.items() if key not in telemetry},
+        env={key: value for key, value in untraced().items() if key not in telemetry},
         capture_output=True,
         text=True,
         timeout=200,

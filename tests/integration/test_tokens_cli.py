@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from typer.testing import CliRunner, Result
 
+from grpc_server.adapters import postgres as postgres_module
 from grpc_server.adapters.credentials import CachedAuthenticator
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.postgres import PostgresStore
@@ -130,6 +131,7 @@ def test_revoking_what_is_not_in_force_fails() -> None:
 
 
 def test_a_database_that_is_down_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_module, "CONNECT_SECONDS", 1)
     monkeypatch.setenv("AGENTLOOP_DATABASE_URL", "postgresql://postgres@127.0.0.1:9/agentloop")
     result = run("list")
     assert result.exit_code == 1

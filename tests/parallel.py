@@ -1,0 +1,58 @@
+"""How `make test` deals the tests out to two processes: a file is dealt out whole, the longest first.
+
+Session fixtures, and the engines and servers in them, are made once a process: files that share a costly one
+go to the same process. Without `-n` none of this does anything.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+# By what the files share: the converted base (45 s of work where it is missing), a server, real engines.
+GROUPS = {
+    "hf-cache": ("test_nothing_leaves", "test_quantize", "test_chat_format_tokens"),
+    "live-server": ("test_live_server", "test_evaluate"),
+    "engines": ("test_engine_conformance", "test_engine_processes"),
+}
+# So that neither process is left alone with something long at the end: `make test` prints the slowest tests.
+LONGEST_FIRST = (
+    "hf-cache",
+    "test_rollout",
+    "engines",
+    "test_night",
+    "test_demo",
+    "live-server",
+    "test_log_faults",
+    "test_local_postgres",
+)
+
+
+def group(file: str) -> str:
+    """The name of those files that run in one process, in their order; `file` has no suffix."""
+    return next((name for name, files in GROUPS.items() if file in files), file)
+
+
+def place(file: str) -> tuple[int, str, int]:
+    """Sorts files: the longest groups first, the files of a group together, in the group's order."""
+    name = group(file)
+    rank = LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+    return rank, name, GROUPS[name].index(file) if name in GROUPS else 0
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark and sort the tests, in each of the processes that they are dealt out to."""
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: place(item.path.stem))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item.path.stem)))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Make Postgres' system user before two processes would at once."""
+    from grpc_server.adapters.local_postgres import _system_user
+
+    config = session.config
+    if not hasattr(config, "workerinput") and config.getoption("numprocesses", None):
+        _system_user()
