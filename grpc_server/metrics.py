@@ -15,7 +15,7 @@ from prometheus_client import (
 
 from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.ports import SpoolState
-from grpc_server.domain.types import InferenceEnded, InferenceStarted
+from grpc_server.domain.types import InferenceEnded, InferenceStarted, Status
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # they double what is scraped, unread
 
@@ -47,7 +47,7 @@ class Metrics:
         )
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
-            "From a request's arrival to the end of its answer.",
+            "From a request's arrival to the end of its answer, unless its caller cancelled it.",
             models,
             buckets=_DURATION,
             registry=self.registry,
@@ -112,7 +112,8 @@ class Metrics:
         self._inferences.labels(
             start.alias, start.model_version, start.target_role.value, end.status.value, reason
         ).inc()
-        self._duration.labels(start.alias, start.model_version).observe(end.timings.total_ms / 1000)
+        if end.status is not Status.CANCELLED:  # how long that took is the caller's choice, not the model's
+            self._duration.labels(start.alias, start.model_version).observe(end.timings.total_ms / 1000)
         if end.timings.ttft_ms is not None:
             self._first_token.labels(start.alias, start.model_version).observe(end.timings.ttft_ms / 1000)
         self._tokens.labels(start.model_version, "input").inc(end.usage.input_tokens)

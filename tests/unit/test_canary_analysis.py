@@ -171,7 +171,8 @@ class Server:
         seconds: float = 0.5,
     ) -> None:
         self.ended.labels(alias, version, role, status, reason if status == "ok" else "").inc()
-        self.duration.labels(alias, version).observe(seconds)
+        if status != "cancelled":
+            self.duration.labels(alias, version).observe(seconds)
         self.tokens.labels(version, "output").inc(7)
 
     def scrape(self) -> Any:
@@ -248,6 +249,7 @@ def test_deadlines_are_failures_and_cancelled_requests_are_not_even_requests() -
     outcome = analyse(traffic(server, lambda: server.answer("m:new", "canary", "cancelled")))
     assert outcome.decision.reason == "too few requests of 8: canary has 0 after 20 s"
     assert outcome.canary.cancelled == 8
+    assert outcome.canary.timed == 0
 
 
 def test_other_aliases_and_shadows_do_not_count() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -77,6 +78,16 @@ def test_an_inference_without_a_token_has_no_time_to_first_token() -> None:
     names = {name for name, _ in samples(metrics)}
     assert "gen_ai_server_time_to_first_token_seconds_sum" not in names
     assert "gen_ai_server_request_duration_seconds_sum" in names
+
+
+def test_an_inference_that_its_caller_cancelled_is_counted_and_not_timed() -> None:
+    metrics = Metrics()
+    metrics.ended(START, replace(END, status=Status.CANCELLED, finish_reason=None))
+    found = samples(metrics)
+    assert not any(name.startswith("gen_ai_server_request_duration") for name, _ in found)
+    assert [dict(labels)["status"] for name, labels in found if name == "agentloop_inferences_total"] == [
+        "cancelled"
+    ]
 
 
 def test_refusals_are_counted_by_kind() -> None:

@@ -27,7 +27,8 @@ description:
   - The canary is held slower if its mean and its median both exceed the stable version's by the factor and
     the slack. The mean alone moves with one slow request, the median alone with the width of a bucket. With
     100 requests or more of each version the 95th percentile is held to the same limit.
-  - Requests that their callers cancelled are neither failures nor part of the sample.
+  - Requests that their callers cancelled are neither failures nor part of the sample; the server does not
+    time them, so that quick cancellations do not make a canary look fast.
 version_added: "0.1.0"
 options:
   metrics_url:

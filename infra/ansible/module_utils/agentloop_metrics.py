@@ -89,7 +89,7 @@ class Figures:
     cut: int = 0  # of the answered: ended by their length
     output_tokens: int = 0
     seconds: float = 0.0
-    timed: int = 0
+    timed: int = 0  # of the requests
     buckets: tuple[tuple[float, float], ...] = ()  # upper bound, requests up to it
 
     @property
