@@ -6,7 +6,8 @@ dataset of a cycle is the union with the dataset of the last cycle that has a ve
 newest examples up to a cap, gate items accumulate. Always true of it:
 
 - no training example is nearly a gate item, so that the gate measures what was not learned by heart;
-- no new gate item is nearly an example that a champion may have been trained on;
+- no new gate item is nearly an example of the dataset before, which the champion may have been trained on
+  (what the cap dropped earlier is not looked at: the champion may have learned a question that is near it);
 - nothing is, by content, a question or a function of the held-out part of the leaderboard
   (`data/barred.json` holds their fingerprints).
 """
