@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import struct
@@ -44,9 +45,13 @@ def hugging_face_folder(gguf: Path, state_dir: Path) -> Path:
     if not gguf.is_file():
         raise BaseModelError(f"there is no base model at {gguf}; set AGENTLOOP_BASE_GGUF to a GGUF file")
     folder = state_dir.absolute() / "cache" / "hf" / cycle.sha256(gguf)
-    if not (folder / "config.json").is_file():
-        with cycle.new_directory(folder) as building:
-            _convert(gguf, building)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one converts it; who waited finds it done
+        if not (folder / "config.json").is_file():
+            cycle.discard_unfinished(folder)
+            with cycle.new_directory(folder) as building:
+                _convert(gguf, building)
     return folder
 
 

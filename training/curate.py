@@ -112,7 +112,7 @@ def run(directory: Path, options: Options | None = None) -> dict[str, Any]:
             raise ValueError(
                 f"validation did not accept the snapshot: {judged.get('reason', 'no reason given')}"
             )
-        with cycle.step(directory, "curate"):
+        with cycle.step(directory, "curate", outputs=["dataset"]):
             quarantined = {str(each["inference_id"]) for each in judged.get("quarantined", ())}
             before = Dataset() if earlier is None else read_dataset(earlier)
             merged = [] if earlier is None else cycle.read_json(earlier / "dataset.json")["cycles"]

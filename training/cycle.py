@@ -5,7 +5,8 @@ A step reads files, writes files, and follows one pattern:
     inputs = cycle.inputs_of({"train": dataset}, options)
     if cycle.done(record, inputs):              # the same inputs made what is there: nothing to do
         return
-    with cycle.step(directory, "curate", seed=7):   # one at a time; notes duration, memory, versions
+    # One at a time; notes duration, memory, versions; clears away what a killed attempt left.
+    with cycle.step(directory, "curate", seed=7, outputs=["dataset"]):
         with cycle.new_directory(output) as building:
             ...                                 # `output` appears at the end, whole
             cycle.write_json(building / "record.json", {"inputs": inputs, ...})
@@ -14,6 +15,7 @@ A step reads files, writes files, and follows one pattern:
 from __future__ import annotations
 
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -21,6 +23,7 @@ import platform
 import re
 import resource
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +32,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -41,6 +45,7 @@ _ID = re.compile(r"\d{8}T\d{6}Z")
 _ID_FORMAT = "%Y%m%dT%H%M%SZ"
 _STEPS = "steps"
 _SAMPLE_SECONDS = 1.0
+_TOLD_TO_END = 128 + signal.SIGTERM
 
 
 class StepRunningError(RuntimeError):
@@ -141,6 +146,18 @@ def new_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def discard_unfinished(path: Path) -> None:
+    """Remove what a process that was killed while it made `path` has left beside it.
+
+    Only for who is alone in making it: another's unfinished work looks the same.
+    """
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -184,8 +201,18 @@ def done(record: Path, inputs: Mapping[str, Any], outputs: Sequence[Path] = ()) 
 
 
 @contextmanager
-def step(cycle: Path, name: str, *, seed: int | None = None, packages: Sequence[str] = ()) -> Iterator[None]:
+def step(
+    cycle: Path,
+    name: str,
+    *,
+    seed: int | None = None,
+    packages: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+) -> Iterator[None]:
     """Run a step: alone, and with a note in `steps/<name>.json` of how it went.
+
+    What an attempt that was killed left beside its `outputs` (names in the cycle, of this step alone) is
+    removed first. SIGTERM ends the block by SystemExit, so that it puts away itself what it has begun.
 
     The note has outcome (done, failed) with its reason, started_at and ended_at (UTC), seconds,
     peak_memory_gb (of this process and all its children together, 10^9 bytes, sampled each second), versions
@@ -203,13 +230,17 @@ def step(cycle: Path, name: str, *, seed: int | None = None, packages: Sequence[
             raise StepRunningError(
                 f"{name} of {cycle.name} is running in another process; wait for it"
             ) from None
+        for output in (*(cycle / each for each in outputs), notes / f"{name}.json"):
+            discard_unfinished(output)
         started, clock = datetime.now(UTC), monotonic()
         outcome, reason, peak = "done", "", _Peak()
         try:
-            with _watched(peak):
+            with _ended_by_sigterm(), _watched(peak):
                 yield
         except BaseException as error:
             outcome, reason = "failed", f"{type(error).__name__}: {error}".removesuffix(": ")
+            if isinstance(error, SystemExit) and error.code == _TOLD_TO_END:
+                reason = "it was told to end (SIGTERM)"
             raise
         finally:
             note = {
@@ -223,6 +254,24 @@ def step(cycle: Path, name: str, *, seed: int | None = None, packages: Sequence[
                 "seed": seed,
             }
             write_json(notes / f"{name}.json", note)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit in the block, once; where the block is not in the main thread, it kills."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # Airflow and the kernel both tell: the second changes nothing
+        raise SystemExit(_TOLD_TO_END)
+
+    former = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
 def _versions(packages: Sequence[str]) -> dict[str, str]:

@@ -86,7 +86,7 @@ def run(
     stay_offline()
     from training.qlora import Adapted
 
-    with cycle.step(directory, "finetune", seed=options.seed, packages=PACKAGES):
+    with cycle.step(directory, "finetune", seed=options.seed, packages=PACKAGES, outputs=["adapter"]):
         base = hugging_face_folder(base_gguf, state_dir)
         examples, too_long = _examples(train, base, options)
         checkpoint = Checkpoint.open(directory / "adapter.partial", inputs, options)

@@ -91,7 +91,7 @@ def run(directory: Path, rules_file: Path = RULES) -> dict[str, Any]:
     inputs = cycle.inputs_of(files, rules.model_dump(mode="json"))
     output = directory / "gate.json"
     if not cycle.done(output, inputs):
-        with cycle.step(directory, "gate"):
+        with cycle.step(directory, "gate", outputs=["gate.json"]):
             suites = {path.stem: read_rows(path) for path in sorted(evaluation.glob("*.jsonl"))}
             decided = judge(rules, suites, subjects["champion"], subjects["candidate"])
             decided |= {"decided_at": datetime.now(UTC).isoformat(), "inputs": inputs}

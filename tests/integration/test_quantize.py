@@ -113,6 +113,23 @@ def test_a_base_that_is_not_there_or_not_a_gguf_is_named_with_the_remedy(tmp_pat
     assert not any((tmp_path / "cache").rglob("config.json"))
 
 
+def test_what_a_killed_conversion_of_the_base_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(gguf: Path, folder: Path) -> None:
+        (folder / "config.json").write_text("{}")
+
+    monkeypatch.setattr(base, "_convert", convert)
+    gguf = tmp_path / "base.gguf"
+    gguf.write_bytes(b"GGUF")
+    cache = tmp_path / "cache" / "hf"
+    left = cache / f".{cycle.sha256(gguf)}.killed"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_bytes(b"half")
+    assert base.hugging_face_folder(gguf, tmp_path) == cache / cycle.sha256(gguf)
+    assert sorted(each.name for each in cache.iterdir()) == [".lock", cycle.sha256(gguf)]
+
+
 def test_without_the_tools_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     monkeypatch.setenv("PATH", str(tmp_path))

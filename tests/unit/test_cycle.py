@@ -2,6 +2,9 @@
 
 import json
 import multiprocessing
+import signal
+import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -125,6 +128,55 @@ def test_a_step_that_fails_is_noted_with_its_reason_and_can_run_again(tmp_path: 
     with cycle.step(tmp_path, "curate"):
         pass
     assert cycle.read_json(note)["outcome"] == "done" and cycle.read_json(note)["reason"] == ""
+
+
+def test_a_step_removes_what_a_killed_attempt_of_it_left_and_nothing_else(tmp_path: Path) -> None:
+    left = [tmp_path / ".quantize.x1" / "merged" / "weights", tmp_path / ".model.gguf.x2" / "former"]
+    others = [tmp_path / ".dataset.x3" / "train.jsonl", tmp_path / "quantize.json", tmp_path / "model.gguf"]
+    for file in (*left, *others):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("half")
+    (tmp_path / ".quantize.json.x4").write_text("{")
+    with cycle.step(tmp_path, "quantize", outputs=["model.gguf", "quantize.json", "quantize"]):
+        pass
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        ".dataset.x3",
+        "model.gguf",
+        "quantize.json",
+        "steps",
+    ]
+    assert all(file.is_file() for file in others)
+
+
+TOLD_TO_END = """
+import os, signal, sys, tempfile
+from pathlib import Path
+from training import cycle
+here = Path(sys.argv[1])
+with (
+    cycle.step(here, "quantize"),
+    tempfile.TemporaryDirectory(dir=here, prefix=".quantize."),
+    cycle.new_directory(here / "adapter") as building,
+):
+    (building / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGTERM)
+    signal.pause()
+"""
+
+
+def test_a_step_that_is_told_to_end_leaves_nothing_half_written_and_says_so(tmp_path: Path) -> None:
+    ended = subprocess.run([sys.executable, "-c", TOLD_TO_END, str(tmp_path)], timeout=60)
+    assert ended.returncode == 128 + signal.SIGTERM
+    assert [each.name for each in tmp_path.iterdir()] == ["steps"]
+    note = cycle.read_json(tmp_path / "steps" / "quantize.json")
+    assert (note["outcome"], note["reason"]) == ("failed", "it was told to end (SIGTERM)")
+
+
+def test_a_step_leaves_the_handling_of_sigterm_as_it_was(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with cycle.step(tmp_path, "curate"):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def _enter(where: Path, outcome: "multiprocessing.Queue[str]") -> None:
