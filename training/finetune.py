@@ -67,7 +67,8 @@ def run(
     Args:
         directory: the cycle, with `dataset/train.jsonl`.
         base_gguf: the untouched base; every cycle begins with it.
-        state_dir: where the base, converted for transformers, is kept (`cache/hf`).
+        state_dir: where the base, converted for transformers (`cache/hf`), and the type that this processor
+            computes fastest (`cache/compute.json`) are kept.
         recipe_file: the options.
         progress: told after each step how many of how many are done.
 
@@ -89,8 +90,8 @@ def run(
     with cycle.step(directory, "finetune", seed=options.seed, packages=PACKAGES, outputs=["adapter"]):
         base = hugging_face_folder(base_gguf, state_dir)
         examples, too_long = _examples(train, base, options)
-        checkpoint = Checkpoint.open(directory / "adapter.partial", inputs, options)
-        adapted = Adapted(base, options, compute_dtype(checkpoint.dtype))
+        checkpoint = Checkpoint.open(directory / "adapter.partial", inputs, options, state_dir)
+        adapted = Adapted(base, options, compute_dtype(checkpoint.dtype, state_dir))
         history = train_adapter(adapted, examples, options, checkpoint, progress)
         resolved = options.model_dump() | {"compute_dtype": checkpoint.dtype}
         with cycle.new_directory(output) as building:
@@ -212,14 +213,16 @@ class Checkpoint:
     dtype: str
 
     @classmethod
-    def open(cls, folder: Path, inputs: dict[str, Any], options: Recipe) -> Checkpoint:
+    def open(cls, folder: Path, inputs: dict[str, Any], options: Recipe, state_dir: Path) -> Checkpoint:
         """The checkpoint of a training of these inputs; one of any others is thrown away."""
         record = folder / "checkpoint.json"
         if not cycle.done(record, inputs):
             shutil.rmtree(folder, ignore_errors=True)
-            dtype = str(compute_dtype(options.compute_dtype)).removeprefix("torch.")
+            dtype = str(compute_dtype(options.compute_dtype, state_dir)).removeprefix("torch.")
             cycle.write_json(record, {"inputs": inputs, "compute_dtype": dtype})
-        return cls(folder, cycle.read_json(record)["compute_dtype"])
+        checkpoint = cls(folder, cycle.read_json(record)["compute_dtype"])
+        cycle.discard_unfinished(checkpoint._state)
+        return checkpoint
 
     @property
     def _state(self) -> Path:

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import recipe
+from training import compute, recipe
 from training.compute import compute_dtype
 from training.finetune import learning_rate
 from training.label_loss import ROWS, label_loss
@@ -81,10 +81,29 @@ def test_a_recipe_that_is_no_list_of_options_is_refused(tmp_path: Path) -> None:
         recipe.read(file)
 
 
-def test_the_compute_type_is_as_wanted_or_the_faster() -> None:
-    assert compute_dtype("bfloat16") is torch.bfloat16
-    assert compute_dtype("float32") is torch.float32
-    assert compute_dtype("auto") in (torch.bfloat16, torch.float32)
+def test_the_compute_type_is_as_wanted_or_the_faster(tmp_path: Path) -> None:
+    assert compute_dtype("bfloat16", tmp_path) is torch.bfloat16
+    assert compute_dtype("float32", tmp_path) is torch.float32
+    assert list(tmp_path.iterdir()) == []
+    assert compute_dtype("auto", tmp_path) in (torch.bfloat16, torch.float32)
+
+
+def test_the_faster_type_is_measured_once_for_a_processor_and_a_torch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    took = {torch.bfloat16: 1.0, torch.float32: 2.0}
+    monkeypatch.setattr(compute, "_seconds_to_multiply", lambda dtype: took[dtype])
+    monkeypatch.setattr(compute, "processor", lambda: "a fast one")
+    assert compute_dtype("auto", tmp_path) is torch.bfloat16
+    took[torch.bfloat16] = 3.0  # another program has the processor now
+    assert compute_dtype("auto", tmp_path) is torch.bfloat16
+    monkeypatch.setattr(compute, "processor", lambda: "another")
+    assert compute_dtype("auto", tmp_path) is torch.float32
+    kept = json.loads((tmp_path / "cache" / "compute.json").read_text())
+    assert kept == {
+        f"a fast one, torch {torch.__version__}": "bfloat16",
+        f"another, torch {torch.__version__}": "float32",
+    }
 
 
 # Examples.
