@@ -5,6 +5,9 @@ takes the rows with `watermark_from <= changed_xid < watermark_to`. `watermark_t
 `pg_snapshot_xmin(pg_current_snapshot())` of that very transaction: below it every transaction has ended, so
 that none can commit a row there later, whatever the order of commits. A row that later feedback touches gets
 a newer `changed_xid`, and is frozen once more.
+
+A transaction's number says something in one cluster only, and rows of another of its databases would count as
+learned: so a snapshot names both, and freezing anything else after it is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -38,6 +41,26 @@ class FreezeError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """Which log it is: the cluster, by the identifier that initdb draws, and the database in it."""
+
+    system_identifier: str
+    database_oid: str
+
+    def __str__(self) -> str:
+        return f"database {self.database_oid} of cluster {self.system_identifier}"
+
+
+@dataclass(frozen=True, slots=True)
+class Watermark:
+    """What of `log` was learned: all that transactions below `xid` stored. `record` says so."""
+
+    xid: int
+    log: Log
+    record: Path
+
+
+@dataclass(frozen=True, slots=True)
 class Frozen:
     """A snapshot's record, and whether this call made it (or found it finished)."""
 
@@ -57,7 +80,7 @@ def freeze(cycle: Path, database_url: str, on_progress: Progress = silent) -> Fr
     folder = cycle / "snapshot"
     if (folder / snapshot.RECORD).is_file():
         return Frozen(read_json(folder / snapshot.RECORD), new=False)
-    watermark_from = last_watermark(cycle)
+    last = last_watermark(cycle)
     try:
         cycle.mkdir(parents=True, exist_ok=True)
         discard_unfinished(folder)
@@ -65,7 +88,7 @@ def freeze(cycle: Path, database_url: str, on_progress: Progress = silent) -> Fr
             with _log(database_url) as log:
                 record = {
                     "cycle_id": cycle.name,
-                    **_copy(log, watermark_from, building / snapshot.ROWS, on_progress),
+                    **_copy(log, last, building / snapshot.ROWS, on_progress),
                     "schema": snapshot.described(snapshot.SCHEMA),
                 }
             record["files"] = {snapshot.ROWS: sha256(building / snapshot.ROWS)}
@@ -83,27 +106,31 @@ def freeze(cycle: Path, database_url: str, on_progress: Progress = silent) -> Fr
     return Frozen(record, new=True)
 
 
-def last_watermark(cycle: Path) -> int:
-    """Where this cycle begins: the greatest `watermark_to` of the earlier cycles that have a verdict, or 0.
+def last_watermark(cycle: Path) -> Watermark | None:
+    """Where this cycle begins: the greatest `watermark_to` of the earlier cycles that have a verdict.
 
     A cycle without gate.json has learned nothing, so what it froze is frozen again.
 
     Raises:
         FreezeError: if such a cycle's record cannot be read; to guess would lose rows or learn them twice.
     """
-    latest = 0
+    latest: Watermark | None = None
     for other in cycle.parent.iterdir() if cycle.parent.is_dir() else ():
         record = other / "snapshot" / snapshot.RECORD
         judged = snapshot.is_cycle_id(other.name) and (other / "gate.json").is_file() and record.is_file()
         if not judged or other.name >= cycle.name:
             continue
         try:
-            latest = max(latest, int(read_json(record)["watermark_to"]))
+            told = read_json(record)
+            log = Log(str(told["system_identifier"]), str(told["database_oid"]))
+            found = Watermark(int(told["watermark_to"]), log, record)
         except (KeyError, TypeError, ValueError) as error:
             raise FreezeError(
-                f"{record} has no readable watermark_to ({error}); restore that file, or remove that cycle's"
-                " folder to learn its rows again"
+                f"{record} does not say up to where which log was learned ({error}); restore that file, or"
+                " remove that cycle's folder to learn its rows again"
             ) from error
+        if latest is None or found.xid > latest.xid:
+            latest = found
     return latest
 
 
@@ -178,17 +205,18 @@ def _take_role(connection: psycopg.Connection[dict[str, Any]]) -> None:
 
 
 def _copy(
-    log: psycopg.Connection[dict[str, Any]], watermark_from: int, target: Path, on_progress: Progress
+    log: psycopg.Connection[dict[str, Any]], last: Watermark | None, target: Path, on_progress: Progress
 ) -> dict[str, Any]:
-    """Write the window's rows to `target`; return watermarks and counts."""
+    """Write the window's rows to `target`; return which log it is, watermarks and counts."""
     window = "changed_xid::xid8 >= %(from)s::xid8 AND changed_xid::xid8 < %(to)s::xid8"
+    this = Log(
+        _one(log, "SELECT system_identifier::text AS found FROM pg_control_system()", {}),
+        _one(log, "SELECT oid::text AS found FROM pg_database WHERE datname = current_database()", {}),
+    )
     watermark_to = int(_one(log, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS found", {}))
-    if watermark_from > watermark_to:
-        raise FreezeError(
-            f"the last cycle was frozen up to transaction {watermark_from}, but this database has only"
-            f" reached {watermark_to}: it is another one, or an older copy. Point AGENTLOOP_DATABASE_URL"
-            " to the right one, or use a new cycles folder"
-        )
+    if last is not None:
+        _continues(last, this, watermark_to)
+    watermark_from = 0 if last is None else last.xid
     bounds = {"from": str(watermark_from), "to": str(watermark_to)}
     total = int(_one(log, f"SELECT count(*) AS found FROM {VIEW} WHERE {window}", bounds))  # noqa: S608
     if total == 0:
@@ -214,12 +242,30 @@ def _copy(
             on_progress(rows, total)
     sync(target)
     return {
+        **asdict(this),
         "watermark_from": str(watermark_from),
         "watermark_to": str(watermark_to),
         "rows": rows,
         "feedback_rows": feedback_rows,
         "frozen_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
     }
+
+
+def _continues(last: Watermark, this: Log, reached: int) -> None:
+    """Raise FreezeError unless `this` log, which has reached that transaction, is the one learned from."""
+    other = last.log != this
+    if not other and last.xid <= reached:
+        return
+    found = f"this is {this}" if other else f"it has only reached {reached}: it is an older copy"
+    upgraded = (
+        f". If it is the same log after an upgrade by pg_upgrade, write its new numbers into {last.record}"
+    )
+    raise FreezeError(
+        f"the cycles in {last.record.parents[2]} were frozen from {last.log}, up to transaction {last.xid},"
+        f" but {found}. A cycles folder belongs to one log: point AGENTLOOP_DATABASE_URL to that one (or"
+        " AGENTLOOP_STATE_DIR, if the server keeps its Postgres there), or set AGENTLOOP_CYCLES_DIR to a new"
+        f" folder, to learn this log from its beginning{upgraded if other else ''}"
+    )
 
 
 def _one(log: psycopg.Connection[dict[str, Any]], query: str, values: Mapping[str, str]) -> Any:

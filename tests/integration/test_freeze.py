@@ -66,6 +66,8 @@ def test_a_snapshot_holds_the_rows_as_they_were_stored(dsn: str, cycles: Path) -
     record = freeze(cycles / FIRST, dsn).record
     assert (record["rows"], record["feedback_rows"], record["watermark_from"]) == (2, 2, "0")
     assert record["cycle_id"] == FIRST
+    assert int(record["system_identifier"]) > 0
+    assert int(record["database_oid"]) > 0
     rows = {row["inference_id"]: row for row in frozen_rows(cycles / FIRST)}
     assert set(rows) == {str(inference), str(aborted)}
     row = rows[str(inference)]
@@ -150,8 +152,10 @@ def test_the_watermark_stays_until_there_is_a_verdict(dsn: str, cycles: Path) ->
     assert record["watermark_from"] == "0"
     assert frozen_ids(cycles / SECOND) == [str(first), str(second)]
     log.verdict(cycles / SECOND)
-    assert last_watermark(cycles / THIRD) == int(record["watermark_to"])
-    assert last_watermark(cycles / SECOND) == 0, "a cycle's own verdict does not move where it began"
+    last = last_watermark(cycles / THIRD)
+    assert last is not None
+    assert (last.xid, last.record.parents[1].name) == (int(record["watermark_to"]), SECOND)
+    assert last_watermark(cycles / SECOND) is None, "a cycle's own verdict does not move where it began"
 
 
 def test_a_finished_snapshot_is_not_redone_and_an_unfinished_one_is_discarded(dsn: str, cycles: Path) -> None:
@@ -212,21 +216,57 @@ def test_an_unreachable_database_is_named_without_its_password(tmp_path: Path) -
     assert "secret" not in str(refused.value)
 
 
-def test_another_database_than_last_time_is_noticed(dsn: str, cycles: Path) -> None:
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"system_identifier": "123"}, "of cluster 123, up to transaction"),
+        ({"database_oid": "7"}, "frozen from database 7 of"),
+        ({"watermark_to": "99999999999"}, "it is an older copy"),
+    ],
+)
+def test_another_log_than_last_time_is_refused_with_what_to_do(
+    dsn: str, cycles: Path, changed: dict[str, str], said: str
+) -> None:
+    """Also one whose transactions have greater numbers: its earlier rows would count as learned."""
     with psycopg.connect(dsn) as connection:
         log.infer(connection)
+    freeze(cycles / FIRST, dsn)
+    log.verdict(cycles / FIRST)
+    record = cycles / FIRST / "snapshot" / "snapshot.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | changed))
+    with pytest.raises(FreezeError, match=said) as refused:
+        freeze(cycles / SECOND, dsn)
+    for named in ("AGENTLOOP_STATE_DIR", "AGENTLOOP_CYCLES_DIR", str(cycles)):
+        assert named in str(refused.value)
+    assert not (cycles / SECOND / "snapshot").exists()
+
+
+def test_a_role_that_may_only_freeze_can_tell_which_log_it_is(dsn: str, cycles: Path) -> None:
+    name = f"nightly_{uuid7().hex}"
+    with psycopg.connect(dsn) as connection:
+        log.infer(connection)
+        connection.execute(f"CREATE ROLE {name} LOGIN IN ROLE agentloop_freeze")
+    try:
+        own = psycopg.conninfo.make_conninfo(dsn, user=name)
+        assert freeze(cycles / FIRST, own).record["rows"] == 1
+    finally:
+        with psycopg.connect(dsn) as connection:
+            connection.execute(f"DROP ROLE {name}")
+
+
+def test_a_snapshot_that_does_not_say_of_which_log_it_is_stops_the_cycle(cycles: Path) -> None:
     earlier = cycles / FIRST
     (earlier / "snapshot").mkdir(parents=True)
-    (earlier / "snapshot" / "snapshot.json").write_text('{"watermark_to": "99999999999"}')
+    (earlier / "snapshot" / "snapshot.json").write_text('{"watermark_to": "12"}')
     log.verdict(earlier)
-    with pytest.raises(FreezeError, match="another one, or an older copy"):
-        freeze(cycles / SECOND, dsn)
+    with pytest.raises(FreezeError, match="system_identifier"):
+        last_watermark(cycles / SECOND)
 
 
 def test_a_lost_watermark_stops_the_cycle_rather_than_guessing(cycles: Path) -> None:
     earlier = cycles / FIRST
     (earlier / "snapshot").mkdir(parents=True)
-    (earlier / "snapshot" / "snapshot.json").write_text('{"rows": 3}')
+    (earlier / "snapshot" / "snapshot.json").write_text('{"system_identifier": "1", "database_oid": "2"}')
     log.verdict(earlier)
     with pytest.raises(FreezeError, match="watermark_to"):
         last_watermark(cycles / SECOND)
