@@ -12,7 +12,6 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,9 @@ from grpc_server.domain.types import ChatRequest, Message, Role, ToolCall
 from training.own_server import own_server
 from training.subjects import Place, Subject
 from training.suites import Config, Item
+
+REFUSED = "refused"
+"""The finish reason of what the server would not ask the model."""
 
 Progress = Callable[[int, int], None]
 """Told how many answers there are, and how many there will be."""
@@ -44,14 +46,10 @@ class Question:
 Answer = Mapping[str, Any]  # {"key", "finish_reason", "output_tokens", "latency_ms", "answer"}
 
 
-def key(subject: Subject, request: ChatRequest, engine: str) -> str:
-    """SHA-256 of all that a greedy answer depends on."""
-    try:
-        made_by = version("xllamacpp") if engine == "embedded" else ""
-    except PackageNotFoundError:
-        made_by = ""
+def key(subject: Subject, request: ChatRequest, made_by: Mapping[str, str]) -> str:
+    """SHA-256 of all that a greedy answer depends on; `made_by` is what `own_server.generator` says."""
     prompt = render(request.messages, request.tools, request.tool_choice, request.response_schema)
-    depends = [subject.sha256, engine, made_by, prompt, request_to_plain(request)]
+    depends = [subject.sha256, dict(made_by), prompt, request_to_plain(request)]
     return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
@@ -84,7 +82,8 @@ async def ask_all(
                 aclosing(_ask_each(client, model_version, here, config)) as asked,
             ):
                 async for answer in asked:
-                    cache.add(answer)
+                    if answer["finish_reason"] != REFUSED:  # of another server, it need not be
+                        cache.add(answer)
                     answers[answer["key"]] = answer
                     done += 1
                     progress(done, total)
@@ -134,13 +133,13 @@ async def _ask(client: AsyncClient, model_version: str, question: Question, dead
             timeout_s=deadline,
         )
     except InvalidArgument:  # no model can be asked this: too long for the context, or an odd schema
-        refused = message_to_plain(Message(Role.ASSISTANT))
+        nothing = message_to_plain(Message(Role.ASSISTANT))
         return {
             "key": question.key,
-            "finish_reason": "refused",
+            "finish_reason": REFUSED,
             "output_tokens": 0,
             "latency_ms": 0.0,
-            "answer": refused,
+            "answer": nothing,
         }
     calls = tuple(ToolCall(call.name, plain(call.arguments)) for call in answer.tool_calls)
     return {

@@ -1,8 +1,9 @@
 """How good are champion and candidate? Asks both the same questions, through a server of their own.
 
-Who is asked: the champion (stable target of the live server's route `default`), the candidate (this cycle's
-model.gguf), and, on the target suite, the untouched base, shown examples and held to the schema. All answer
-greedily. What is measured is what will serve: the same program, engine and renderer.
+Who is asked: the champion (stable target of the live server's route `default`, or, where that is this cycle's
+candidate already, whom it replaced), the candidate (this cycle's model.gguf), and, on the target suite, the
+untouched base, shown examples and held to the schema. All answer greedily. What is measured is what will
+serve: the same program, engine and renderer.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any, TypeVar
 from grpc_server.domain.plain import message_from_plain
 from training import bfcl, cycle, suites
 from training.asking import Answer, Progress, Question, ask_all, key
+from training.own_server import generator
 from training.statistics import wilson
-from training.subjects import Place, Subject, serving, subjects
+from training.subjects import Place, Subject, UnknownModelError, candidate, serving, subjects
 from training.suites import Item, Suite
 
 T = TypeVar("T")
@@ -42,13 +44,14 @@ def run(
 
     Raises:
         FileNotFoundError: if the cycle has no model.gguf or no dataset.
-        UnknownModelError: if the champion's GGUF cannot be found.
+        UnknownModelError: if the champion's GGUF cannot be found, or nothing says whom a candidate that
+            serves already replaced.
         agentloop.AgentLoopError: if the live server does not answer.
         own_server.ServerFailedError: if the server for evaluation fails.
     """
     config = suites.read_config(config_file)
     few_shot = [bfcl.item(item_id) for item_id in config.few_shot]
-    name, sha256 = asyncio.run(serving(place)) if champion is None else (champion, "")
+    name, sha256 = _serving(directory, place) if champion is None else (champion, "")
     asked = subjects(directory, place, few_shot, name, sha256)
     gate_file = directory / "dataset" / "gate.jsonl"
     found = {suite: suites.items(suite, gate_file, config.max_tokens) for suite in config.suites}
@@ -61,8 +64,8 @@ def run(
     output = directory / "evaluation"
     if not cycle.done(output / "evaluation.json", inputs):
         packages = ("xllamacpp",) if place.engine == "embedded" else ()
-        with cycle.step(directory, "evaluate", seed=0, packages=packages):
-            questions = list(_questions(found, asked, place.engine))
+        with cycle.step(directory, "evaluate", seed=0, packages=packages, outputs=["evaluation"]):
+            questions = list(_questions(found, asked, generator(place.engine)))
             answers = asyncio.run(_until_stopped(ask_all(questions, config, place, progress)))
             rows = {
                 suite.name: [_row(q, answers[q.key]) for q in questions if q.suite == suite.name]
@@ -72,15 +75,33 @@ def run(
     return cycle.read_json(output / "summary.json")
 
 
+def _serving(directory: Path, place: Place) -> tuple[str, str]:
+    """The champion and the sha256 of its GGUF: what serves, but never this cycle's own candidate.
+
+    A cycle that is gone on with after its candidate was promoted would else judge it against itself.
+    """
+    name, sha256 = asyncio.run(serving(place))
+    if name != candidate(directory, place):
+        return name, sha256
+    for record in (directory / "evaluation" / "evaluation.json", directory / "gate.json"):
+        before = cycle.read_json(record)["champion"] if record.is_file() else {}
+        if before.get("model_version", name) != name:
+            return before["model_version"], before["sha256"]
+    raise UnknownModelError(
+        f"{name}, the candidate of this very cycle, serves, and neither evaluation/evaluation.json nor"
+        " gate.json says whom it replaced; name that version with --champion"
+    )
+
+
 def _questions(
-    found: Mapping[Suite, Sequence[Item]], asked: Sequence[Subject], engine: str
+    found: Mapping[Suite, Sequence[Item]], asked: Sequence[Subject], made_by: Mapping[str, str]
 ) -> Iterator[Question]:
     for suite, items in found.items():
         for subject in asked:
             if subject.name in suite.subjects:
                 for item in items:
                     request = subject.prepare(item.request)
-                    yield Question(suite.name, item, subject, request, key(subject, request, engine))
+                    yield Question(suite.name, item, subject, request, key(subject, request, made_by))
 
 
 async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:

@@ -17,13 +17,18 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
+
+from grpc_server.domain import chat_format
+from training import cycle
 
 START_SECONDS = 180.0
 STOP_SECONDS = 30.0
 _PREFIX = "AGENTLOOP_"
-_INHERITED = ("MODEL_NAME", "CONTEXT_TOKENS", "THREADS", "OLLAMA_BIN")
+_HOW = ("CONTEXT_TOKENS", "THREADS")
+_INHERITED = ("MODEL_NAME", "OLLAMA_BIN", *_HOW)
 _LOCK = ".lock"
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec is no time to load anything
@@ -40,6 +45,33 @@ class OwnServer:
     address: str
     token: str = field(repr=False)
     pid: int
+
+
+def generator(engine: str) -> dict[str, str]:
+    """What a greedy answer of a server of its own depends on, besides the model and the request.
+
+    The engine with its version (a library's; of a program its path and sha256), the settings that say how a
+    model runs, this program's version, and the sha256 of the code that renders prompts and parses answers.
+    """
+    settings = {name: value for name in _HOW if (value := os.environ.get(_PREFIX + name))}
+    return settings | {
+        "engine": engine,
+        "engine_version": _ollama() if engine == "ollama" else _version("xllamacpp"),
+        "program_version": _version("agent-loop-service"),
+        "chat_format": cycle.sha256(Path(chat_format.__file__)),
+    }
+
+
+def _ollama() -> str:
+    program = shutil.which(os.environ.get(_PREFIX + "OLLAMA_BIN") or "ollama")
+    return f"{Path(program).resolve()} {cycle.sha256(Path(program))}" if program else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 @asynccontextmanager

@@ -46,6 +46,11 @@ class Subject:
         return {"model_version": self.model_version, "sha256": self.sha256}
 
 
+def candidate(directory: Path, place: Place) -> str:
+    """The model version that this cycle makes."""
+    return f"{place.model_name}:{directory.resolve().name}"
+
+
 async def serving(place: Place) -> tuple[str, str]:
     """The live server's champion (the stable target of `default`), and its sha256."""
     async with AsyncClient(_address(place), place.token, token_file=place.token_file) as client:
@@ -77,10 +82,9 @@ def subjects(
     Raises:
         UnknownModelError: if a GGUF is not there, or the champion's has other bytes.
     """
-    cycle_id = directory.resolve().name
     return [
         _subject("champion", champion, _gguf(champion, place), sha256),
-        _subject("candidate", f"{place.model_name}:{cycle_id}", directory / "model.gguf"),
+        _subject("candidate", candidate(directory, place), directory / "model.gguf"),
         replace(
             _subject("base_constrained", f"{place.model_name}:base", place.base_gguf),
             prepare=lambda request: suites.constrained(request, few_shot),

@@ -3,12 +3,14 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from typer.testing import CliRunner
 
 from agentloop.errors import Unavailable
+from grpc_server.domain import chat_format
 from grpc_server.domain.chat_format import render, render_answer
 from grpc_server.domain.errors import EngineUnavailable
 from grpc_server.domain.plain import message_to_plain, request_to_plain
@@ -177,6 +180,16 @@ def test_a_champion_is_asked_once_for_all_nights(
     assert {generation.model_version for generation in engines[1].asked} == {CANDIDATE}
 
 
+def test_a_champion_is_asked_again_by_another_engine(
+    directory: Path, place: Place, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluated(directory, place)
+    (directory / "model.gguf").write_bytes(b"GGUF another candidate")
+    monkeypatch.setattr(evaluate, "generator", lambda engine: {"engine": engine, "engine_version": "newer"})
+    evaluated(directory, place)
+    assert {generation.model_version for generation in engines[1].asked} == {CANDIDATE, "gemma-3-270m:base"}
+
+
 def test_an_evaluation_that_was_killed_goes_on_where_it_stood(
     directory: Path, place: Place, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,6 +243,13 @@ def test_an_item_that_cannot_be_asked_counts_as_wrong_for_all(
     refused = [row for row in rows(directory, "gate") if row["finish_reason"] == "refused"]
     assert [row["subject"] for row in refused] == ["champion", "candidate"]
     assert not any(row["correct"] for row in refused)
+    cached = [
+        json.loads(line)
+        for file in (place.state_dir / "cache" / "evaluation").iterdir()
+        for line in file.read_text().splitlines()
+    ]
+    assert len(cached) == 318, "another server may not refuse it"
+    assert not any(answer["finish_reason"] == "refused" for answer in cached)
 
 
 def test_a_champion_whose_file_is_gone_is_named(directory: Path, place: Place) -> None:
@@ -264,6 +284,33 @@ def test_a_champion_with_other_bytes_than_the_file_is_refused(
         evaluate.run(directory, place)
 
 
+def test_a_cycle_whose_candidate_serves_already_is_judged_against_whom_it_replaced(
+    directory: Path, place: Place, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = ["gemma-3-270m:base", cycle.sha256(place.base_gguf)]
+
+    async def serving(place: Place) -> tuple[str, str]:
+        return live[0], live[1]
+
+    monkeypatch.setattr(evaluate, "serving", serving)
+    evaluate.run(directory, place)
+    judged = gate.run(directory)
+    live[:] = [CANDIDATE, cycle.sha256(directory / "model.gguf")]  # and then it was promoted
+    evaluate.run(directory, place)
+    assert gate.run(directory) == judged, "the verdict, and when it was made"
+    assert len(engines) == 1
+
+    shutil.rmtree(directory / "evaluation")
+    evaluate.run(directory, place)
+    about = cycle.read_json(directory / "evaluation" / "evaluation.json")
+    assert about["champion"]["model_version"] == "gemma-3-270m:base"
+
+    shutil.rmtree(directory / "evaluation")
+    (directory / "gate.json").unlink()
+    with pytest.raises(UnknownModelError, match="--champion"):
+        evaluate.run(directory, place)
+
+
 # A server of its own, as a process.
 
 
@@ -283,6 +330,38 @@ print("settings", sorted(name for name in os.environ if name.startswith("AGENTLO
 open("server.partial", "w").write(json.dumps({"grpc_address": "127.0.0.1:1"}))
 os.rename("server.partial", "server.json")
 """
+
+
+def test_what_generates_is_told_by_engine_version_settings_and_renderer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [own_server.generator("embedded")]
+
+    def differs(engine: str = "embedded") -> bool:
+        seen.append(own_server.generator(engine))
+        return seen[-1] not in seen[:-1]
+
+    assert seen[0]["engine_version"] == version("xllamacpp")
+    assert not differs()
+    monkeypatch.setenv("AGENTLOOP_CONTEXT_TOKENS", "2048")
+    assert differs()
+    monkeypatch.setenv("AGENTLOOP_THREADS", "1")
+    assert differs()
+    monkeypatch.setenv("AGENTLOOP_LOG_LEVEL", "DEBUG")
+    assert not differs()
+    monkeypatch.setattr(own_server, "version", lambda package: "0.0.1")
+    assert differs()
+    binary = tmp_path / "ollama"
+    binary.write_text("#!/bin/sh\n")
+    binary.chmod(0o755)
+    monkeypatch.setenv("AGENTLOOP_OLLAMA_BIN", str(binary))
+    assert differs("ollama")
+    binary.write_text("#!/bin/sh\n# another\n")
+    assert differs("ollama")
+    renderer = tmp_path / "chat_format.py"
+    renderer.write_text(Path(chat_format.__file__).read_text() + "# other\n")
+    monkeypatch.setattr(chat_format, "__file__", str(renderer))
+    assert differs()
 
 
 async def test_its_server_gets_nothing_of_the_live_ones_settings(
