@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from training.subjects import Place
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 _console = Console(stderr=True)
@@ -34,6 +37,14 @@ BaseGguf = Annotated[
         help="The untouched model. [default: <state-dir>/models/gemma-3-270m-q4_k_m.gguf]",
         show_default=False,
     ),
+]
+
+Server = Annotated[
+    str | None, typer.Option(envvar="AGENTLOOP_SERVER", help="The live server, which knows the champion.")
+]
+Token = Annotated[str | None, typer.Option(envvar="AGENTLOOP_TOKEN", help="Scope models:read.")]
+TokenFile = Annotated[
+    Path | None, typer.Option(envvar="AGENTLOOP_TOKEN_FILE", help="A file that holds the token.")
 ]
 
 
@@ -126,14 +137,9 @@ def quantize(
 @app.command()
 def evaluate(
     cycle: Cycle,
-    server: Annotated[
-        str | None,
-        typer.Option(envvar="AGENTLOOP_SERVER", help="The live server, which knows the champion."),
-    ] = None,
-    token: Annotated[str | None, typer.Option(envvar="AGENTLOOP_TOKEN", help="Scope models:read.")] = None,
-    token_file: Annotated[
-        Path | None, typer.Option(envvar="AGENTLOOP_TOKEN_FILE", help="A file that holds the token.")
-    ] = None,
+    server: Server = None,
+    token: Token = None,
+    token_file: TokenFile = None,
     champion: Annotated[
         str | None, typer.Option(help="A model version, instead of asking the live server which one serves.")
     ] = None,
@@ -218,12 +224,16 @@ def register(
     database_url: Annotated[
         str, typer.Option(envvar="AGENTLOOP_DATABASE_URL", help="The service's own database.")
     ] = "",
+    server: Server = None,
+    token: Token = None,
+    token_file: TokenFile = None,
     state_dir: StateDir = Path("var"),
     model_name: ModelName = "gemma-3-270m",
     as_json: AsJson = False,
 ) -> None:
-    """Write the cycle to the MLflow registry, whatever the verdict; mark a candidate that passed."""
+    """Write the cycle to the MLflow registry, whatever the verdict; mark what serves, and one that passed."""
     from training import register as step
+    from training.subjects import Place
 
     with _explained():
         uri = step.database(mlflow_uri, database_url, state_dir)
@@ -231,7 +241,16 @@ def register(
             moved = step.mark(cycle, uri, mark)
             _say({"moved": moved}, as_json, f"champion: {'moved' if moved else 'was there already'}.")
             return
-        found = step.run(cycle, uri, model_name)
+        place = Place(
+            state_dir=state_dir.absolute(),
+            cycles_dir=cycle.absolute().parent,
+            base_gguf=(state_dir / "models" / "gemma-3-270m-q4_k_m.gguf").absolute(),
+            model_name=model_name,
+            server=server,
+            token=token,
+            token_file=token_file,
+        )
+        found = step.run(cycle, uri, model_name, _serving(place))
     _say(found, as_json, f"{found['model_version']} is version {found['version']} of {model_name}.")
 
 
@@ -242,6 +261,23 @@ def report(cycle: Cycle) -> None:
 
     with _explained():
         typer.echo(step.run(cycle))
+
+
+def _serving(place: Place) -> str:
+    """The model version that the route names; empty, which is told, if the live server does not say."""
+    import asyncio
+
+    from agentloop.errors import AgentLoopError
+    from training import subjects
+
+    try:
+        return asyncio.run(subjects.serving(place))[0]
+    except (AgentLoopError, OSError, ValueError) as error:
+        typer.echo(
+            f"The champion's mark stays where it is: the live server does not tell what serves ({error}).",
+            err=True,
+        )
+        return ""
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 A cycle's run holds its configuration, losses and figures; its model version is the GGUF, by path and sha256.
 The alias `candidate` marks a version that the gate passed, `champion` the one that serves: the route in
-Postgres is the truth, so the rollout moves the mark after it moved the route. MLflow is used without a server
-of its own, straight on its database, and told not to phone home.
+Postgres is the truth, so the rollout moves the mark after it moved the route, and registering sets it right
+where a rollout was killed in between. MLflow is used without a server of its own, straight on its database,
+and told not to phone home.
 """
 
 from __future__ import annotations
@@ -48,11 +49,12 @@ class NotRegisteredError(RegistryError):
     """A mark cannot move to a version that the registry does not have."""
 
 
-def run(directory: Path, uri: str, model_name: str) -> dict[str, Any]:
+def run(directory: Path, uri: str, model_name: str, serving: str = "") -> dict[str, Any]:
     """Write the cycle to the registry at `uri`, and `registry.json`; return what that holds.
 
-    A cycle that the same files had written is left as it is. A verdict other than pass is registered too,
-    without the candidate's mark.
+    A cycle that the same files had written is left as it is; one whose verdict has changed keeps its version.
+    A verdict other than pass is registered too, without the candidate's mark. `serving` is the model version
+    that the route names now, empty if that is not known: if it is registered, it gets the champion's mark.
 
     Raises:
         FileNotFoundError: if there is no gate.json or quantize.json.
@@ -65,9 +67,15 @@ def run(directory: Path, uri: str, model_name: str) -> dict[str, Any]:
     inputs = cycle.inputs_of(files, options)
     output = directory / RECORD
     if cycle.done(output, inputs):
+        if serving:
+            with _registry(uri) as client:
+                _follow(client, model_name, serving)
         return cycle.read_json(output)
-    with cycle.step(directory, "register", packages=["mlflow"]), _registry(uri) as client:
-        fingerprint = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+    with (
+        cycle.step(directory, "register", packages=["mlflow"], outputs=[RECORD]),
+        _registry(uri) as client,
+    ):
+        fingerprint = hashlib.sha256(json.dumps(inputs["files"], sort_keys=True).encode()).hexdigest()
         tags = {"cycle_id": directory.resolve().name, "fingerprint": fingerprint, "verdict": gate["verdict"]}
         run_id = _logged(client, directory, gate, tags)
         _registered_model(client, model_name)
@@ -80,7 +88,9 @@ def run(directory: Path, uri: str, model_name: str) -> dict[str, Any]:
             tags={**tags, **_identified(gate["candidate"]), "gguf_bytes": str(quantized["size_bytes"])},
             description=gate["reason"],
         )
-        if gate["verdict"] == "pass":
+        _follow(client, model_name, serving)
+        marked = client.get_registered_model(model_name).aliases
+        if gate["verdict"] == "pass" and str(marked[CHAMPION]) != str(version.version):
             client.set_registered_model_alias(model_name, CANDIDATE, version.version)
         cycle.write_json(
             output,
@@ -113,12 +123,24 @@ def mark(directory: Path, uri: str, which: Mark) -> bool:
     name = record["registered_model"]
     wanted = record["version"] if which == "champion" else record["champion_before_version"]
     with _registry(uri) as client:
-        marked = client.get_registered_model(name).aliases
-        if str(marked.get(CHAMPION)) == wanted:
-            return False
-        client.set_registered_model_alias(name, CHAMPION, wanted)
-        if str(marked.get(CANDIDATE)) == wanted:
-            client.delete_registered_model_alias(name, CANDIDATE)
+        return _mark(client, name, wanted)
+
+
+def _follow(client: MlflowClient, name: str, serving: str) -> None:
+    """Put the champion's mark where the route is, if that version is registered."""
+    found = _found(client, name, model_version=serving) if serving else None
+    if found is not None:
+        _mark(client, name, str(found.version))
+
+
+def _mark(client: MlflowClient, name: str, version: str) -> bool:
+    """Put the champion's mark on a version, which is then no candidate any more; False if it was there."""
+    marked = client.get_registered_model(name).aliases
+    if str(marked.get(CHAMPION)) == version:
+        return False
+    client.set_registered_model_alias(name, CHAMPION, version)
+    if str(marked.get(CANDIDATE)) == version:
+        client.delete_registered_model_alias(name, CANDIDATE)
     return True
 
 
@@ -201,8 +223,22 @@ def _registry(uri: str) -> Iterator[MlflowClient]:
 
 
 def _identity(uri: str) -> str:
-    """What tells two registries apart, without what is secret in an address."""
-    return hashlib.sha256(uri.encode()).hexdigest()
+    """What tells two registries apart, however the address is written: kind, host, port, database; no secret.
+
+    libpq takes a host as part of the address or as an option of it, and a socket's folder for a host.
+    """
+    from sqlalchemy import make_url
+
+    url = make_url(uri)
+    kind = url.get_backend_name()
+    host, port = (str(url.query.get(name) or getattr(url, name) or "") for name in ("host", "port"))
+    database = url.database or ""
+    if kind == "postgresql":
+        port = port or "5432"
+    elif kind == "sqlite":
+        database = os.path.realpath(database)
+    host = os.path.realpath(host) if host.startswith("/") else host.lower()
+    return f"{kind}://{host}:{port}/{database}"
 
 
 def _files(directory: Path) -> dict[str, Path]:
@@ -307,7 +343,7 @@ def _registered_model(client: MlflowClient, name: str) -> None:
 
 def _champion(client: MlflowClient, name: str, champion: Record) -> ModelVersion:
     """The version of the champion that the gate saw; one that is new, as the first base is, gets the mark."""
-    found = _found(client, name, "model_version", champion["model_version"])
+    found = _found(client, name, model_version=champion["model_version"])
     if found is None:
         found = client.create_model_version(
             name,
@@ -323,18 +359,24 @@ def _champion(client: MlflowClient, name: str, champion: Record) -> ModelVersion
 def _version(
     client: MlflowClient, name: str, *, source: str, run_id: str, tags: Mapping[str, str], description: str
 ) -> ModelVersion:
-    """The cycle's version, made unless the same files had made it."""
-    found = _found(client, name, "fingerprint", tags["fingerprint"])
-    if found is not None:
-        return found
-    return client.create_model_version(
-        name, source=source, run_id=run_id, tags=dict(tags), description=description
-    )
+    """The version of the cycle's GGUF: one that is there is told the latest verdict on it."""
+    tags = {**tags, "run_id": run_id}  # a version's own never changes, and may be that of a former run
+    found = _found(client, name, cycle_id=tags["cycle_id"], sha256=tags["sha256"])
+    if found is None:
+        return client.create_model_version(
+            name, source=source, run_id=run_id, tags=tags, description=description
+        )
+    for key, value in tags.items():
+        if found.tags.get(key) != value:
+            client.set_model_version_tag(name, found.version, key, value)
+    if found.description != description:
+        client.update_model_version(name, found.version, description)
+    return found
 
 
-def _found(client: MlflowClient, name: str, tag: str, value: str) -> ModelVersion | None:
-    """The latest version with that tag."""
-    wanted = f"name = '{name}' AND tags.{tag} = '{value}'"
+def _found(client: MlflowClient, name: str, **tags: str) -> ModelVersion | None:
+    """The latest version with these tags."""
+    wanted = " AND ".join((f"name = '{name}'", *(f"tags.{tag} = '{value}'" for tag, value in tags.items())))
     versions = client.search_model_versions(wanted, max_results=1, order_by=["version_number DESC"])
     return versions[0] if versions else None
 

@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.coverage_files import untraced
 from tests.integration.night_by_hand import BASE, CANDIDATE, CYCLE, make
-from training import cycle, register
+from training import cycle, register, subjects
 from training.__main__ import app
+from training.subjects import Place
 
 MODEL = "gemma-3-270m"
 
@@ -142,6 +143,88 @@ def test_the_champion_of_the_next_cycle_is_the_version_of_the_last(uri: str, tmp
     assert len(runs(uri)) == 2
 
 
+def test_a_verdict_that_is_made_again_is_told_to_the_same_version(uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    first = register.run(directory, uri, MODEL)
+    gate = cycle.read_json(directory / "gate.json")
+    cycle.write_json(directory / "gate.json", gate | {"verdict": "inconclusive", "reason": "by other rules"})
+    again = register.run(directory, uri, MODEL)
+    assert again["version"] == first["version"]
+    client = client_of(uri)
+    assert len(client.search_model_versions(f"name = '{MODEL}'")) == 2  # the base, and the candidate
+    version = client.get_model_version(MODEL, again["version"])
+    assert (version.tags["verdict"], version.description) == ("inconclusive", "by other rules")
+    assert [run.info.run_id for run in runs(uri)] == [again["run_id"]] == [version.tags["run_id"]]
+
+
+def test_the_same_registry_by_another_address_gets_no_second_version(uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    first = register.run(directory, uri, MODEL)
+    (tmp_path / "link.db").hardlink_to(tmp_path / "mlflow.db")
+    again = register.run(directory, f"sqlite:///{tmp_path / 'link.db'}", MODEL)
+    assert again["inputs"] != first["inputs"]
+    assert (again["version"], again["run_id"]) == (first["version"], first["run_id"])
+    assert len(client_of(uri).search_model_versions(f"name = '{MODEL}'")) == 2
+
+
+SAME = "postgresql+psycopg://postgres@/mlflow?host=%2Frun%2Fpg&port=5432"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (SAME, "postgresql+psycopg://postgres@/mlflow?port=5432&host=/run/pg", True),
+        (SAME, "postgresql+psycopg://me:secret@/mlflow?host=/run/pg&connect_timeout=5", True),
+        (SAME, "postgresql+psycopg://postgres@/mlflow?host=/run/../run/pg", True),
+        (SAME, "postgresql+psycopg://postgres@/mlflow?host=/run/other", False),
+        (SAME, "postgresql+psycopg://postgres@/mlflow?host=/run/pg&port=5433", False),
+        (SAME, "postgresql+psycopg://postgres@/other?host=/run/pg", False),
+        ("postgresql://u:p@DB:5432/mlflow", "postgresql+psycopg://v@/mlflow?host=db", True),
+        ("sqlite:////a/b.db", "sqlite:////a/x/../b.db", True),
+        ("sqlite:////a/b.db", "sqlite:////a/c.db", False),
+        ("http://me:secret@mlflow:5000", "http://mlflow:5000", True),
+        ("http://mlflow:5000", "http://mlflow:5001", False),
+    ],
+)
+def test_a_registry_is_the_same_however_its_address_is_written(one: str, other: str, same: bool) -> None:
+    assert (register._identity(one) == register._identity(other)) is same
+    assert "secret" not in register._identity(other)
+
+
+def test_the_champions_mark_goes_to_what_serves_where_a_rollout_was_killed_before_it_moved_it(
+    uri: str, tmp_path: Path
+) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    register.run(directory, uri, MODEL)
+    assert aliases(uri)["champion"] == BASE["model_version"]
+    register.run(directory, uri, MODEL, serving=CANDIDATE["model_version"])  # otherwise nothing to do
+    assert aliases(uri) == {"champion": CANDIDATE["model_version"]}
+    (directory / register.RECORD).unlink()
+    register.run(directory, uri, MODEL, serving=CANDIDATE["model_version"])
+    assert aliases(uri) == {"champion": CANDIDATE["model_version"]}, "what serves is no candidate"
+    register.run(directory, uri, MODEL, serving="gemma-3-270m:by-hand")
+    assert aliases(uri) == {"champion": CANDIDATE["model_version"]}, "what is not registered gets no mark"
+
+
+def test_the_command_asks_the_live_server_what_serves_and_says_so_if_it_does_not_answer(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    options = ["register", "--cycle", str(directory), "--mlflow-uri", uri, "--state-dir", str(tmp_path)]
+    done = CliRunner().invoke(app, [*options, "--server", "127.0.0.1:1"])
+    assert done.exit_code == 0, done.stderr
+    assert "mark stays where it is" in done.stderr
+
+    async def serving(place: Place) -> tuple[str, str]:
+        assert (place.server, place.token) == ("127.0.0.1:1", "al_read")
+        return CANDIDATE["model_version"], CANDIDATE["sha256"]
+
+    monkeypatch.setattr(subjects, "serving", serving)
+    done = CliRunner().invoke(app, [*options, "--server", "127.0.0.1:1", "--token", "al_read"])
+    assert (done.exit_code, "mark stays" in done.stderr) == (0, False)
+    assert aliases(uri) == {"champion": CANDIDATE["model_version"]}
+
+
 def test_a_mark_needs_a_cycle_that_is_registered(uri: str, tmp_path: Path) -> None:
     directory = make(tmp_path / "cycles", until="gate")
     with pytest.raises(register.NotRegisteredError, match="training register"):
@@ -158,6 +241,7 @@ def test_a_registry_that_does_not_answer_is_named(tmp_path: Path) -> None:
 def test_the_command_registers_and_moves_the_mark(uri: str, tmp_path: Path) -> None:
     directory = make(tmp_path / "cycles", until="gate")
     runner, options = CliRunner(), ["register", "--cycle", str(directory), "--mlflow-uri", uri]
+    options += ["--server", "127.0.0.1:1"]
     too_early = runner.invoke(app, [*options, "--mark", "champion"])
     assert (too_early.exit_code, "training register" in too_early.stderr) == (1, True)
     done = runner.invoke(app, [*options, "--json"])
