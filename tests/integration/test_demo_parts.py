@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc
 import psutil
 import pytest
+from rich.console import Console
 
 from agentloop.v1 import inference_pb2
 from demo import mishaps
 from demo.memory import MemoryMeter
+from demo.plan import Plan
 from demo.processes import MARK, Programs
+from demo.screen import Screen
+from demo.serving import Serving, settle_route, write_private
 from demo.tally import Tally
 from demo.traffic import MISHAP_EVERY, MOST_IN_FLIGHT, SERVICES, Player, connected
+from grpc_server.domain.types import Route, Target, TargetRole
+from tests.fakes import BASE, FakeEngine, FakeRoutes, FakeRouteStore, route_to
 from tests.integration.conftest_client import ScriptedService, completed, running, started, text
+from tests.integration.grpc_bench import Bench
 from training.bfcl import traffic
 
 FOREVER = "import signal; print('up', flush=True); signal.pause()"
@@ -176,6 +185,41 @@ async def test_memory_is_sampled_until_it_is_told_to_stop(
     await until(lambda: meter.peak_bytes > 0)
     task.cancel()
     assert meter.peak_bytes > 10e6
+
+
+# The route.
+
+
+def a_serving(bench: Bench, tmp_path: Path) -> Serving:
+    assert bench.running is not None
+    write_private(tmp_path / "operator.token", "al_admin")
+    return Serving(
+        grpc_address=bench.running.grpc_address,
+        http_address=bench.running.http_address,
+        database_url="",
+        tokens={},
+        operator_token_file=tmp_path / "operator.token",
+        started_at=datetime.now(UTC),
+        keeper=None,  # type: ignore[arg-type]
+        server=None,  # type: ignore[arg-type]
+    )
+
+
+async def test_the_share_of_a_canary_that_an_earlier_demo_left_goes_back_before_traffic_begins(
+    tmp_path: Path,
+) -> None:
+    """Its GGUF need not even be there."""
+    stable, left = Target(BASE, TargetRole.STABLE, 50), Target("m:2", TargetRole.CANARY, 50)
+    routes = FakeRoutes(FakeRouteStore([Route("default", 4, (stable, left))]))
+    plan = Plan(tmp_path / "var", tmp_path / "cycles", tmp_path / "base.gguf")
+    written = io.StringIO()
+    screen = Screen(Console(file=written, width=200))
+    async with Bench(engine=FakeEngine(models=(BASE,)), routes=routes).run(tmp_path / "state") as bench:
+        await settle_route(plan, a_serving(bench, tmp_path), screen)
+        assert bench.routes.get("default") == route_to(BASE, revision=5)
+        assert f"the 50 % that m:2 had as a canary go back to {BASE}" in written.getvalue()
+        await settle_route(plan, a_serving(bench, tmp_path), screen)
+        assert bench.routes.get("default").revision == 5
 
 
 # Traffic.
