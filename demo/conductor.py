@@ -176,7 +176,7 @@ async def _night(stage: Stage, chosen: Questions) -> Path:
         return f"night: {step}: {_last_line(running.program)}; {_traffic_so_far(stage)}"
 
     async with screen.watching(describe):
-        ended = running.ended(something_new=chosen.new)
+        ended = running.ended(new_questions=chosen.new)
         cycle_dir = await _while_trickling(stage, chosen, ended, lambda: _pace(plan, running))
     _tolerate(stage)
     return cycle_dir
@@ -188,6 +188,8 @@ async def _show(stage: Stage, observed: figures.Observed, cycle_dir: Path) -> Pa
     path = figures.write(shown, cycle_dir)
     await _write_report(stage, cycle_dir)
     stage.screen.console.print(table(shown, stage.tally))
+    if skipped := night.skipped(cycle_dir):
+        stage.screen.note(f"skipped at {skipped.name}: {skipped.reason}; the champion serves on")
     for name in ("gate", "rollout"):
         if reason := figures.read(cycle_dir / f"{name}.json").get("reason"):
             stage.screen.note(f"{name}: {reason}")

@@ -15,10 +15,10 @@ FILE = "asked.json"
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """The items of one demo; `new`: whether any of them was never asked before."""
+    """The items of one demo; `new`: how many of them were never asked before."""
 
     items: tuple[Item, ...]
-    new: bool
+    new: int
 
 
 def choose(private_dir: Path, count: int) -> Questions:
@@ -34,7 +34,7 @@ def choose(private_dir: Path, count: int) -> Questions:
     asked = already_asked(private_dir)
     fresh = [item for item in every if item.id not in asked][:count]
     again = [item for item in every if item.id in asked][: count - len(fresh)]
-    return Questions((*fresh, *again), new=bool(fresh))
+    return Questions((*fresh, *again), new=len(fresh))
 
 
 def remember(private_dir: Path, items: Sequence[Item]) -> None:

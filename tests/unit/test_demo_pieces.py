@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from demo import figures, night, questions
 from demo.failure import LinkError, tail
 from demo.figures import Observed
 from demo.mishaps import MALFORMED
-from demo.night import STEPS, Night
+from demo.night import Night
 from demo.plan import HOME, Plan
 from demo.screen import Screen
-from demo.serving import assemble_model, gguf_of, write_private
+from demo.serving import assemble_model, gguf_of, without_canary, write_private
 from demo.table import rows, table
 from demo.tally import Kind, Outcome, Tally
+from training import night as records
 from training.bfcl import traffic
 
 # What demo.json promises to hold.
@@ -157,17 +159,16 @@ def test_each_demo_asks_what_no_earlier_one_asked_shorter_prompts_first(tmp_path
     second = questions.choose(tmp_path, 5)
     expected = traffic()
     assert [*first.items, *second.items] == expected[:10]
-    assert first.new
-    assert second.new
+    assert (first.new, second.new) == (5, 5)
 
 
 def test_when_all_was_asked_it_is_asked_again_and_is_not_new(tmp_path: Path) -> None:
     every = traffic()
     questions.remember(tmp_path, every[1:])
     last = questions.choose(tmp_path, 3)
-    assert (last.items, last.new) == ((every[0], every[1], every[2]), True)
+    assert (last.items, last.new) == ((every[0], every[1], every[2]), 1)
     questions.remember(tmp_path, last.items)
-    assert questions.choose(tmp_path, 3) == questions.Questions(tuple(every[:3]), new=False)
+    assert questions.choose(tmp_path, 3) == questions.Questions(tuple(every[:3]), new=0)
 
 
 def test_each_malformed_request_has_a_name_of_its_own_and_a_status_to_expect() -> None:
@@ -192,31 +193,108 @@ def test_a_log_that_is_not_there_has_no_end(tmp_path: Path) -> None:
     assert str(LinkError("a", "b", "c")) == "a: b\nWhat to do: c"
 
 
-def night_in(cycles_dir: Path) -> Night:
-    return Night(None, cycles_dir, frozenset({"20200101T000000Z"}))  # type: ignore[arg-type]
+CYCLE = "20260101T000000Z"
+
+
+class Ended:
+    """The program of a run that has ended."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        self.log = Path("night.log")
+
+    async def ended(self) -> int:
+        return self.code
+
+
+def night_in(cycles_dir: Path, code: int = 0) -> Night:
+    return Night(Ended(code), cycles_dir, frozenset({"20200101T000000Z"}))  # type: ignore[arg-type]
+
+
+def cycle_until(cycles_dir: Path, last: str) -> Path:
+    """A cycle of which every step until `last` has left its file."""
+    says = {"gate": {"verdict": "pass"}, "roll_out": {"result": "promoted"}}
+    for name, (_, output) in records.STEPS.items():
+        put(cycles_dir / CYCLE / output, says.get(name, {}))
+        if name == last:
+            break
+    return cycles_dir / CYCLE
 
 
 def test_the_night_is_followed_by_the_files_that_its_steps_leave(tmp_path: Path) -> None:
     running = night_in(tmp_path)
     (tmp_path / "20200101T000000Z").mkdir()
     assert (running.step, running.cycle_dir) == ("starting Airflow", None)
-    cycle_dir = tmp_path / "20260101T000000Z"
-    seen = []
-    for name, output in STEPS:
-        cycle_dir.mkdir(exist_ok=True)
+    cycle_dir = tmp_path / CYCLE
+    cycle_dir.mkdir()
+    seen = [running.step]
+    for name in records.STEPS:
+        cycle_until(tmp_path, name)
         seen.append(running.step)
-        put(cycle_dir / output, {"verdict": "pass"} if name == "gate" else {})
-    assert seen == [name for name, _ in STEPS]
+    assert seen == [*records.STEPS, "report"]
+    put(cycle_dir / "manifest.json", {})
     assert (running.step, running.cycle_dir) == ("ending", cycle_dir)
 
 
 def test_a_candidate_that_did_not_pass_is_not_waited_for(tmp_path: Path) -> None:
-    cycle_dir = tmp_path / "20260101T000000Z"
-    for name, output in STEPS[:8]:
-        put(cycle_dir / output, {"verdict": "inconclusive"} if name == "gate" else {})
+    cycle_dir = cycle_until(tmp_path, "register")
+    put(cycle_dir / "gate.json", {"verdict": "inconclusive"})
     assert night_in(tmp_path).step == "report"
     assert night.verdict(cycle_dir) == "inconclusive"
     assert night.verdict(tmp_path) == ""
+
+
+async def test_a_snapshot_that_was_refused_fails_the_night_at_its_validation(tmp_path: Path) -> None:
+    cycle_dir = cycle_until(tmp_path, "validate")
+    put(cycle_dir / "steps/validate.json", {"outcome": "failed", "reason": "too many bad rows"})
+    put(cycle_dir / "manifest.json", {})
+    with pytest.raises(LinkError, match=r"step validate: .*exit code 1: too many bad rows"):
+        await night_in(tmp_path, code=1).ended(new_questions=320)
+
+
+def too_little(tmp_path: Path) -> Path:
+    cycle_dir = cycle_until(tmp_path, "curate")
+    put(cycle_dir / "dataset/dataset.json", {"enough": False, "reason": "5 new training examples, 32 needed"})
+    put(cycle_dir / "steps/curate.json", {"outcome": "done", "reason": ""})
+    return cycle_dir
+
+
+async def test_a_night_that_few_new_questions_teach_too_little_is_skipped_with_its_reason(
+    tmp_path: Path,
+) -> None:
+    cycle_dir = too_little(tmp_path)
+    running = night_in(tmp_path)
+    assert running.step == "report"
+    assert await running.ended(new_questions=7) == cycle_dir
+    skipped = night.skipped(cycle_dir)
+    assert skipped is not None
+    assert (skipped.name, skipped.reason) == ("curate", "5 new training examples, 32 needed")
+
+
+async def test_a_night_that_many_new_questions_teach_too_little_is_a_broken_link(tmp_path: Path) -> None:
+    too_little(tmp_path)
+    with pytest.raises(LinkError, match=r"step curate: .*nothing to learn.*: 5 new training examples"):
+        await night_in(tmp_path).ended(new_questions=night.PLENTY_OF_QUESTIONS)
+
+
+async def test_a_night_that_finds_an_empty_log_is_a_broken_link(tmp_path: Path) -> None:
+    put(tmp_path / CYCLE / "steps/freeze.json", {"outcome": "skipped", "reason": "nothing was stored"})
+    with pytest.raises(LinkError, match=r"step freeze: .*nothing was stored"):
+        await night_in(tmp_path).ended(new_questions=0)
+
+
+async def test_a_night_that_leaves_no_cycle_is_a_broken_link(tmp_path: Path) -> None:
+    with pytest.raises(LinkError, match="starting Airflow"):
+        await night_in(tmp_path).ended(new_questions=0)
+
+
+def test_a_canarys_share_goes_back_to_the_stable_version_and_shadows_stay() -> None:
+    stable, shadow = Target("m:base", "stable", 50), Target("m:2", "shadow", 30)
+    assert without_canary([stable, Target("m:1", "canary", 50), shadow]) == (
+        Target("m:base", "stable", 100),
+        shadow,
+    )
+    assert without_canary([Target("m:base", "stable", 100)]) == (Target("m:base", "stable", 100),)
 
 
 def test_a_private_file_is_only_its_owners(tmp_path: Path) -> None:
@@ -258,6 +336,14 @@ def test_a_model_that_cannot_be_assembled_leaves_no_half_of_it(
     with pytest.raises(LinkError, match="sha256 did not match"):
         assemble_model(tmp_path / "m.gguf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_make_serve_assembles_the_model_in_the_same_way() -> None:
+    target = "var/models/none.gguf"
+    told = subprocess.run(
+        ["make", "--dry-run", f"BASE={target}", target], cwd=HOME, capture_output=True, text=True, check=True
+    )
+    assert "demo.serving.assemble_model" in told.stdout
 
 
 def test_a_model_that_is_there_is_not_assembled_again(tmp_path: Path) -> None:
