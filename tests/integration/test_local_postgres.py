@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pwd
 import shutil
@@ -12,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import psycopg
@@ -20,6 +18,7 @@ import pytest
 
 from grpc_server.adapters import local_postgres
 from grpc_server.adapters.local_postgres import LocalPostgres, LocalPostgresError
+from tests.coverage_files import untraced
 
 KEEPER = "import sys; from pathlib import Path; from grpc_server.adapters.local_postgres import keep; "
 KEEPER += "keep(Path(sys.argv[1]))"
@@ -218,29 +217,38 @@ def test_started_by_root_it_runs_as_a_user_of_its_own(place: Path) -> None:
         assert pwd.getpwuid(owner).pw_name == local_postgres.SYSTEM_USER
 
 
-def _run_as_nobody(folder: Path, answers: Connection) -> None:
-    user = pwd.getpwnam("nobody")
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
-    with LocalPostgres(folder / "pg") as postgres:
-        answers.send((Path(f"/proc/{postgres.pid}").stat().st_uid, answer(postgres.dsn("agentloop"))))
+AS_NOBODY = """
+import os, pwd, sys
+from pathlib import Path
+import psycopg
+from grpc_server.adapters.local_postgres import LocalPostgres
+with LocalPostgres(Path(sys.argv[1])) as postgres:
+    postgres.dsn("agentloop")  # before: what is imported late, root's interpreter may not show to others
+user = pwd.getpwnam("nobody")
+os.setgroups([])
+os.setgid(user.pw_gid)
+os.setuid(user.pw_uid)
+with LocalPostgres(Path(sys.argv[2]) / "pg") as postgres:
+    with psycopg.connect(postgres.dsn("agentloop")) as connection:
+        print(Path(f"/proc/{postgres.pid}").stat().st_uid, connection.execute("SELECT 1").fetchone()[0])
+"""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become someone else")
-def test_started_by_anyone_else_it_runs_as_them(made_once: Path) -> None:
-    assert made_once  # a run before: what is imported late, root's interpreter may not show to others
+def test_started_by_anyone_else_it_runs_as_them(place: Path) -> None:
     user = pwd.getpwnam("nobody")
     folder = Path(tempfile.mkdtemp())  # where others may go, whatever another run of pytest does
     os.chown(folder, user.pw_uid, user.pw_gid)
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
-    process = fork.Process(target=_run_as_nobody, args=(folder, theirs))
     try:
-        process.start()
-        theirs.close()
-        assert ours.recv() == (user.pw_uid, 1)
-        process.join(30)
-        assert process.exitcode == 0
+        done = subprocess.run(
+            [sys.executable, "-c", AS_NOBODY, str(place), str(folder)],
+            cwd=Path.cwd(),
+            env=untraced(),  # nobody may not write what coverage measures
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode, done.stdout) == (0, f"{user.pw_uid} 1\n"), done.stderr
     finally:
         shutil.rmtree(folder)

@@ -25,14 +25,14 @@ def program(folder: Path, script: str) -> Path:
 async def test_an_ollama_that_never_listens_is_given_up_and_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ollama_process, "_START_SECONDS", 3.0)
+    monkeypatch.setattr(ollama_process, "_START_SECONDS", 6.0)
     log = tmp_path / "log"
     log.touch()
     binary = program(
         tmp_path,
         f'echo began > "{log}"; trap \'echo ended > "{log}"; exit\' TERM\nwhile :; do sleep 0.05; done',
     )
-    with pytest.raises(EngineUnavailable, match="did not come up in 3 s"):
+    with pytest.raises(EngineUnavailable, match="did not come up in 6 s"):
         async with OllamaProcess(binary, tmp_path):
             pass
     assert log.read_text() == "ended\n"
@@ -74,7 +74,9 @@ async def test_a_guard_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: 
 
 def test_an_ollama_that_ignores_its_end_is_killed(tmp_path: Path) -> None:
     code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(60)"
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-S", "-c", code], stdout=subprocess.PIPE, start_new_session=True
+    )
     assert process.stdout is not None
     process.stdout.readline()
     ollama_guard.stop(process, patience=0.05)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 HOME = Path(__file__).resolve().parents[2]
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM)
+PYTHON = (sys.executable, "-S", "-c")  # without site-packages: nothing in it traces the process
 DEAF = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
 
 
@@ -209,7 +210,7 @@ def test_all_of_the_output_is_kept_and_the_exit_code_is_passed_on(
     program = "import sys; print('{\"event\": \"quiet\"}'); print('plain'); sys.exit(4)"
     log = tmp_path / "a" / "night.jsonl"
     try:
-        assert night._foreground([sys.executable, "-c", program], dict(os.environ), log) == 4
+        assert night._foreground([*PYTHON, program], dict(os.environ), log) == 4
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
@@ -234,7 +235,7 @@ def test_the_end_of_the_command_is_the_end_of_what_it_started(
     thread.start()
     program += "import time; print('begun', flush=True); time.sleep(60)"
     try:
-        assert night._foreground([sys.executable, "-c", program], dict(os.environ), log) == -number
+        assert night._foreground([*PYTHON, program], dict(os.environ), log) == -number
     finally:
         thread.join()
         for each, handler in before.items():
