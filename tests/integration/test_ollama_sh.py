@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -46,4 +47,6 @@ def test_what_is_found_runs_and_tells_its_version() -> None:
         capture_output=True,
         text=True,
     )
-    assert "0.3" in told.stdout + told.stderr
+    found = re.search(r"version is (\d+)\.(\d+)\.\d+", told.stdout + told.stderr)
+    assert found is not None, told
+    assert (int(found[1]), int(found[2])) >= (0, 34)

@@ -219,7 +219,7 @@ def test_an_answer_of_two_calls_is_refused() -> None:
         '{"name": ["weather.get"], "arguments": {}}',
         '{"name": "weather.get", "arguments": {"days": NaN}}',
         '{"name": "weather.get", "arguments": {"days": 1e999}}',
-        '{"name": "weather.get", "arguments": {"a": ' + "[" * 100_000,
+        pytest.param('{"name": "weather.get", "arguments": {"a": ' + "[" * 100_000, id="nested 100,000 deep"),
         '["weather.get"]',
     ],
 )

@@ -35,7 +35,16 @@ def test_the_order_of_a_tools_parameters_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{}", "[]", "1", '{"type":"other"}', '{"type":"inference_started"}', "[" * 100_000]
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        "1",
+        '{"type":"other"}',
+        '{"type":"inference_started"}',
+        pytest.param("[" * 100_000, id="nested 100,000 deep"),
+    ],
 )
 def test_what_is_no_record_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".+"):
