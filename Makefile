@@ -64,6 +64,12 @@ serve: install $(BASE) ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1
 dag: install ## run the nightly DAG once, now, against the server that runs
 	$(BIN)/python scripts/night.py
 
+rollout: install ## roll the candidate of a cycle out, by hand (CYCLE=<cycle id>)
+	$(BIN)/python -m scripts.rollout rollout $(ARGS)
+
+rollback: install ## put the champion before a cycle back (CYCLE=<cycle id>), or any (TO=<model version>)
+	$(BIN)/python -m scripts.rollout rollback $(ARGS)
+
 proto: install ## generate agentloop/v1 from protos/
 	scripts/proto.sh
 
@@ -83,4 +89,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama serve dag proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama serve dag rollout rollback proto bench ci clean clean-state

@@ -17,6 +17,9 @@ what serves.
 again in the same cycle, and steps that had finished do nothing. Skipped is not failed: there was nothing to
 learn (`freeze`, `curate`), or the gate kept the champion (`roll_out`); the task's log says why.
 
+**Commands** that a page shows are for a shell in the checkout, with `AGENTLOOP_TOKEN_FILE` naming a file that
+holds a token of the scope admin.
+
 **A cycle's id** is the UTC time from which its DAG run was due (`run_after`, as `YYYYMMDDTHHMMSSZ`): the one
 time of a run that neither a retry nor a clear changes (`start_date` does change on a clear), and one that a
 manual run has too (`logical_date` may be absent). So every run is a cycle of its own. To go on with the cycle
@@ -127,7 +130,7 @@ with DAG(
 - **Who acts:** whoever runs Postgres.
 - **What to do:** the log names the database that it could not reach or the view that it could not read. Check
 that Postgres is up and that the role `agentloop_freeze` may read `learning_log`
-(`python -m grpc_server migrate`); check the free space of the cycles folder; clear the task.
+(`.venv/bin/python -m grpc_server migrate`); check the free space of the cycles folder; clear the task.
 """,
         timeout=timedelta(minutes=30),
         retries=3,
@@ -199,8 +202,8 @@ the task.
 - **Breaks when it fails:** there is no verdict, so the champion serves on and the window is learned again
 tomorrow.
 - **Who acts:** whoever runs the nights; an SRE if the live server does not answer (it names the champion).
-- **What to do:** check `AGENTLOOP_SERVER` and `AGENTLOOP_TOKEN_FILE` (`agent-loop health`), then memory.
-Clear the task: answers already given are cached.
+- **What to do:** check `AGENTLOOP_SERVER` and `AGENTLOOP_TOKEN_FILE` (`.venv/bin/agent-loop health`), then
+memory. Clear the task: answers already given are cached.
 """,
         timeout=timedelta(hours=4),
         retries=2,
@@ -240,9 +243,9 @@ the champion's, then promotes it or puts the route back. Both are successes: rea
 - **Skipped:** the gate said fail or inconclusive; the champion serves on.
 - **Breaks when it fails:** it could not finish *and* could not tell, or restore, what serves: look at once.
 - **Who acts:** an SRE.
-- **What to do:** `agent-loop route get` shows what serves. To put the former champion back within seconds:
-`ansible-playbook infra/ansible/playbooks/rollback.yml -e cycle_dir=<cycle directory>`. *Another rollout*:
-wait for it. *Server down*: start it. Then clear the task: it goes on where it stopped.
+- **What to do:** `.venv/bin/agent-loop route get` shows what serves. To put the former champion back within
+seconds: `make rollback CYCLE=<cycle id>`. *Another rollout*: wait for it. *Server down*: start it. Then clear
+the task: it goes on where it stopped.
 """,
             timeout=timedelta(hours=2),
             retries=2,

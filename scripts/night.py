@@ -208,7 +208,7 @@ def server_environment(state_dir: Path, environment: Mapping[str, str]) -> dict[
     if not (environment.get("AGENTLOOP_TOKEN") or environment.get("AGENTLOOP_TOKEN_FILE")):
         raise NightError(
             "no token for the live server: set AGENTLOOP_TOKEN_FILE to a file with one of the scope admin "
-            "(`python -m grpc_server tokens create --name night --scopes admin`)"
+            "(`.venv/bin/python -m grpc_server tokens create --name night --scopes admin` prints one)"
         )
     try:
         server = json.loads((state_dir / "server.json").read_text(encoding="utf-8"))

@@ -50,9 +50,9 @@ def _promoted(night: Night) -> Verdict:
         "good",
         headline,
         night.gate["reason"],
-        "Nothing. Should callers complain, this puts the former champion back:",
-        "cd infra/ansible && ansible-playbook playbooks/rollback.yml -e "
-        + quote(f"cycle_dir={night.directory}"),
+        "Nothing. Should callers complain, this, in the checkout, puts the former champion back:",
+        # make reads a doubled $ as one
+        "make rollback CYCLE=" + quote(str(night.directory).replace("$", "$$")),
     )
 
 
@@ -89,7 +89,7 @@ def _failed(night: Night, step: Step) -> Verdict:
     command = _BY_HAND.get(step.name, f"training {step.name}")
     now = (
         f"Put right what the reason names, then clear the task {step.name} in Airflow, or run the step"
-        " by hand. Steps that had finished do nothing again."
+        " by hand, in the checkout. Steps that had finished do nothing again."
     )
     if step.name == "validate" and night.validation:
         now = f"Open validation/data_docs/index.html to see which rows and why. {now}"
@@ -98,7 +98,7 @@ def _failed(night: Night, step: Step) -> Verdict:
         f"The night {'failed' if failed else 'stopped'} at {step.title.lower()}: the champion serves on.",
         step.reason,
         now,
-        f"python -m {command} --cycle {quote(str(night.directory))}",
+        f".venv/bin/python -m {command} --cycle {quote(str(night.directory))}",
     )
 
 
@@ -107,8 +107,8 @@ def _not_rolled_out(step: Step) -> Verdict:
         "bad",
         "The candidate passed the gate, but its rollout did not end.",
         step.reason,
-        "See what serves, then clear the task roll_out: it goes on where it stopped.",
-        "agent-loop route get default",
+        "See (in the checkout) what serves, then clear the task roll_out: it goes on where it stopped.",
+        ".venv/bin/agent-loop route get",
     )
 
 

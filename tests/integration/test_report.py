@@ -48,7 +48,7 @@ def text_of(page: Path) -> str:
 def test_a_night_that_promoted_tells_it_from_the_verdict_to_the_examples(tmp_path: Path) -> None:
     text = text_of(report.run(make(tmp_path)))
     assert "A better model serves: it answers 37 of 100 questions right, the former champion 0." in text
-    assert "rollback.yml" in text
+    assert "make rollback CYCLE=" in text
     for figure in ("230", "37 %", "from 2.08", "253 MB", "5.1 GB", "13 min", "02:00 to 02:14 UTC"):
         assert figure in text
     assert "(28 % to 46 %), 37 of 100" in text, "accuracy with its interval"
@@ -83,7 +83,7 @@ def test_an_item_of_a_leaderboard_that_is_not_installed_is_named_by_its_id(
     [
         ({"rolled": "rolled_back"}, "held", "not its trial on live traffic", "Nothing is broken"),
         ({"rolled": "not_started"}, "bad", "its rollout did not end", "clear the task roll_out"),
-        ({"until": "register"}, "bad", "its rollout did not end", "agent-loop route get default"),
+        ({"until": "register"}, "bad", "its rollout did not end", ".venv/bin/agent-loop route get"),
         ({"until": "register", "verdict": "fail"}, "held", "rejected: the champion serves", "Nothing is"),
         ({"until": "register", "verdict": "inconclusive"}, "held", "not shown to be better", "More feedback"),
         ({"until": "curate"}, "bad", "stopped at fine-tuning", "training finetune --cycle"),

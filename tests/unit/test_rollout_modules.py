@@ -97,7 +97,7 @@ def test_promotion_gives_everything_and_ends_a_shadow_of_the_same_version() -> N
 def test_two_canaries_are_refused_with_what_to_do() -> None:
     before = [target(OLD, "stable", 90), target(SHADOW, "canary", 10)]
     with pytest.raises(
-        agentloop_route.RefusedError, match=r"another rollout is at work.*rollback.yml -e to="
+        agentloop_route.RefusedError, match=r"another rollout is at work.*make rollback TO="
     ):
         agentloop_route.targets_for(before, "canary", NEW, 10)
 

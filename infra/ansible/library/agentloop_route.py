@@ -144,7 +144,7 @@ def targets_for(current: Sequence[Target], state: str, model_version: str, weigh
     if other != model_version:
         raise RefusedError(
             f"{other} is a canary already: another rollout is at work, or one was killed. Wait for it, "
-            "run it again, or put the route back with rollback.yml -e to=" + stable
+            "run it again, or put the route back with make rollback TO=" + stable
         )
     if stable == model_version:
         raise RefusedError(f"{model_version} is the stable version: it cannot be its own canary")
