@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import stat
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from grpc_server.adapters.json_schema_child import unfit, unholdable
 from grpc_server.domain.errors import (
     AlreadyExists,
     Conflict,
@@ -130,7 +132,7 @@ class FakeEngine:
     async def install(self, name: str, path: Path, sha256: str) -> bool:
         await self.check()
         try:
-            content = await asyncio.to_thread(path.read_bytes)
+            content = await asyncio.to_thread(_content, path)
         except OSError as error:
             raise Precondition(f"{path} cannot be read: {error.strerror}") from error
         found = hashlib.sha256(content).hexdigest()
@@ -181,6 +183,12 @@ class FakeEngine:
             await self.hold.wait()
         if self.fail is not None:
             raise self.fail
+
+
+def _content(path: Path) -> bytes:
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise Precondition(f"{path} is not a regular file")
+    return path.read_bytes()
 
 
 class FakeSpool:
@@ -284,14 +292,17 @@ class FakeLogStore:
 
 
 class FakeTokenStore:
-    """Tokens in a dict."""
+    """Tokens in a dict. `hold` (an event) keeps each read waiting, as a database does that hangs."""
 
     def __init__(self, tokens: Iterable[TokenRecord] = (), *, down: bool = False) -> None:
         self.tokens = {token.key_id: token for token in tokens}
         self.down = down
+        self.hold: asyncio.Event | None = None
         self.reads = 0
 
     async def all_tokens(self) -> list[TokenRecord]:
+        if self.hold is not None:
+            await self.hold.wait()
         self._up()
         self.reads += 1
         return list(self.tokens.values())
@@ -373,6 +384,21 @@ class FakeRoutes:
 
     async def close(self) -> None:
         return None
+
+
+class FakeSchemaProcess:
+    """Checks schemas as the child process does, in this one; keeps what it was asked in `asked`."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, str | None]] = []
+        self.closed = False
+
+    async def ask(self, schema: str, answer: str | None = None) -> str:
+        self.asked.append((schema, answer))
+        return unholdable(schema) if answer is None else unfit(answer, schema)
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 ALL_SCOPES = frozenset(Scope)

@@ -21,7 +21,7 @@ from grpc_server.adapters.embedded_process import ChildProcess, Supervisor
 from grpc_server.adapters.gguf_file import checked_copy, name_taken
 from grpc_server.adapters.http_errors import translated
 from grpc_server.adapters.http_lines import lines
-from grpc_server.adapters.json_schema import checked_schema, laid_out
+from grpc_server.adapters.json_schema import Schemas, laid_out
 from grpc_server.domain.errors import (
     AgentLoopError,
     EngineFailed,
@@ -45,12 +45,19 @@ class EmbeddedEngine:
     name = "embedded"
 
     def __init__(
-        self, models_dir: Path, *, context_tokens: int = 4096, parallel: int = 4, threads: int = 0
+        self,
+        models_dir: Path,
+        *,
+        context_tokens: int = 4096,
+        parallel: int = 4,
+        threads: int = 0,
+        schemas: Schemas | None = None,
     ) -> None:
         self.models_dir = models_dir.resolve()
         self.context_tokens = context_tokens
         self.parallel = parallel
         self.threads = threads or len(os.sched_getaffinity(0))
+        self._schemas = schemas or Schemas()
         self._supervisors: dict[tuple[str, bool], Supervisor] = {}
         self._installing = asyncio.Lock()
         self._closed = False
@@ -64,6 +71,8 @@ class EmbeddedEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
         """See `Engine.generate`."""
         body = _completion(generation)
+        if generation.json_schema is not None:
+            body["json_schema"] = laid_out(await self._schemas.checked(generation.json_schema))
         child = await self._child(generation.model_version)
         async with (
             _errors(child),
@@ -156,7 +165,7 @@ class EmbeddedEngine:
         """See `Engine.close`. No child is left when it returns."""
         self._closed = True
         supervisors, self._supervisors = list(self._supervisors.values()), {}
-        await asyncio.gather(*(supervisor.close() for supervisor in supervisors))
+        await asyncio.gather(self._schemas.close(), *(supervisor.close() for supervisor in supervisors))
 
     async def _child(self, model_version: str, *, embedding: bool = False) -> ChildProcess:
         if self._closed:
@@ -223,11 +232,11 @@ class EmbeddedEngine:
 
 
 def _completion(generation: Generation) -> dict[str, Any]:
-    """The body of llama.cpp's POST /completion; what the caller cannot set is pinned as on Ollama."""
+    """The body of llama.cpp's POST /completion, without a schema; what callers cannot set is as on Ollama."""
     if not generation.prompt:
         raise InvalidArgument("the prompt is empty", "messages")
     sampling = generation.sampling
-    body: dict[str, Any] = {
+    return {
         "prompt": generation.prompt,
         "stream": True,
         "cache_prompt": True,
@@ -240,9 +249,6 @@ def _completion(generation: Generation) -> dict[str, Any]:
         "seed": -1 if sampling.seed is None else sampling.seed & 0xFFFFFFFF,
         "stop": list(dict.fromkeys((*generation.stop, *sampling.stop))),
     }
-    if generation.json_schema is not None:
-        body["json_schema"] = laid_out(checked_schema(generation.json_schema))
-    return body
 
 
 def _event(line: bytes) -> dict[str, Any] | None:

@@ -20,7 +20,7 @@ import httpx
 from grpc_server.adapters.gguf_file import checked_copy, name_taken
 from grpc_server.adapters.http_errors import translated
 from grpc_server.adapters.http_lines import lines
-from grpc_server.adapters.json_schema import check_answer, checked_schema
+from grpc_server.adapters.json_schema import Schemas
 from grpc_server.domain.errors import (
     AgentLoopError,
     EngineFailed,
@@ -64,9 +64,11 @@ class OllamaEngine:
         context_tokens: int = 4096,
         parallel: int = 4,
         transport: httpx.AsyncBaseTransport | None = None,
+        schemas: Schemas | None = None,
     ) -> None:
         self.context_tokens = context_tokens
         self.parallel = parallel
+        self._schemas = schemas or Schemas()
         self._installing = asyncio.Lock()
         self._digests: dict[str, str] = {}  # of a manifest -> the GGUF's SHA-256; neither ever changes
         self._client = httpx.AsyncClient(
@@ -85,6 +87,8 @@ class OllamaEngine:
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
         """See `Engine.generate`."""
         body = self._generate_body(generation)
+        if generation.json_schema is not None:
+            body["format"] = await self._schemas.checked(generation.json_schema)
         pieces: list[str] = []
         async with (
             translated(_describe),
@@ -101,7 +105,7 @@ class OllamaEngine:
                 if event.get("done"):
                     finished = _finished(event)
                     if generation.json_schema is not None and finished.finish_reason is FinishReason.STOP:
-                        check_answer("".join(pieces), generation.json_schema)
+                        await self._schemas.check_answer("".join(pieces), generation.json_schema)
                     yield finished
                     return
         if not _repeats(pieces):
@@ -192,7 +196,7 @@ class OllamaEngine:
 
     async def close(self) -> None:
         """See `Engine.close`."""
-        await self._client.aclose()
+        await asyncio.gather(self._client.aclose(), self._schemas.close())
 
     def _pinned(self) -> dict[str, Any]:
         return {"num_ctx": self.context_tokens, "num_batch": _NUM_BATCH}
@@ -227,8 +231,6 @@ class OllamaEngine:
             "seed": -1 if sampling.seed is None else sampling.seed & 0xFFFFFFFF,
             "stop": list(dict.fromkeys((*generation.stop, *sampling.stop))),
         }
-        if generation.json_schema is not None:
-            body["format"] = checked_schema(generation.json_schema)
         return body
 
     async def _ask(self, body: dict[str, Any]) -> dict[str, Any]:

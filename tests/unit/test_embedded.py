@@ -15,6 +15,7 @@ import pytest
 from grpc_server.adapters import embedded_child
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.adapters.embedded_child import ChildOptions, server_parameters
+from grpc_server.adapters.json_schema import Schemas
 from grpc_server.domain.errors import (
     AgentLoopError,
     EngineFailed,
@@ -23,6 +24,7 @@ from grpc_server.domain.errors import (
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
 from grpc_server.domain.types import FinishReason, Sampling, Usage
+from tests.fakes import FakeSchemaProcess
 
 LAST = {"content": "", "stop": True, "stop_type": "eos", "tokens_evaluated": 3, "tokens_predicted": 2}
 
@@ -49,7 +51,7 @@ class StubbedEngine(EmbeddedEngine):
 
 
 def engine_that(answer: httpx.Response | Callable[[httpx.Request], httpx.Response]) -> StubbedEngine:
-    engine = StubbedEngine(Path("nowhere"))
+    engine = StubbedEngine(Path("nowhere"), schemas=Schemas(FakeSchemaProcess()))
     engine.child = StubChild((lambda _: answer) if isinstance(answer, httpx.Response) else answer)
     return engine
 

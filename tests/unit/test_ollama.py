@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from grpc_server.adapters.json_schema import Schemas
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.ollama_process import environment
 from grpc_server.domain.errors import (
@@ -23,6 +24,7 @@ from grpc_server.domain.errors import (
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
 from grpc_server.domain.types import FinishReason, Sampling, Usage
+from tests.fakes import FakeSchemaProcess
 
 MODEL = "gemma:base"
 DONE = {"done": True, "done_reason": "stop", "prompt_eval_count": 3, "eval_count": 2}
@@ -36,7 +38,8 @@ def ndjson(*events: Any) -> httpx.Response:
 
 def engine_that(handler: Handler | httpx.Response) -> OllamaEngine:
     answers = (lambda _: handler) if isinstance(handler, httpx.Response) else handler
-    return OllamaEngine("ollama:11434", transport=httpx.MockTransport(answers))
+    transport = httpx.MockTransport(answers)
+    return OllamaEngine("ollama:11434", transport=transport, schemas=Schemas(FakeSchemaProcess()))
 
 
 def asked(prompt: str = "x", **more: Any) -> Generation:
