@@ -11,14 +11,15 @@ import contextlib
 import json
 import os
 import secrets
+import threading
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from grpc_server.adapters.embedded_child import ChildOptions
 from grpc_server.adapters.embedded_process import ChildProcess, Supervisor
-from grpc_server.adapters.gguf_file import checked_copy, name_taken
+from grpc_server.adapters.gguf_file import checked_copy, in_thread, name_taken, writing
 from grpc_server.adapters.http_errors import translated
 from grpc_server.adapters.http_lines import lines
 from grpc_server.adapters.json_schema import Schemas, laid_out
@@ -33,6 +34,7 @@ from grpc_server.domain.ports import Finished, Generation, Piece
 from grpc_server.domain.rules import check_model_version
 from grpc_server.domain.types import FinishReason, ModelVersion, Usage
 
+_PARTIAL = ".partial"
 _FINISH = {"eos": FinishReason.STOP, "word": FinishReason.STOP, "limit": FinishReason.LENGTH}
 
 
@@ -63,6 +65,7 @@ class EmbeddedEngine:
         self._closed = False
 
     async def __aenter__(self) -> EmbeddedEngine:
+        await asyncio.to_thread(self._remove_stale)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -131,9 +134,9 @@ class EmbeddedEngine:
             if about := self._about(name):
                 if about["sha256"] == sha256.lower():
                     return False
-                await asyncio.to_thread(checked_copy, path, sha256)
+                await in_thread(lambda abandoned: checked_copy(path, sha256, abandoned=abandoned))
                 raise name_taken(name, about["sha256"])
-            await asyncio.to_thread(self._copy_in, name, path, sha256.lower())
+            await in_thread(lambda abandoned: self._copy_in(name, path, sha256.lower(), abandoned))
             return True
 
     async def remove(self, name: str) -> bool:
@@ -141,9 +144,9 @@ class EmbeddedEngine:
         check_model_version(name, "name")
         async with self._installing:
             there = self._about(name) is not None
+            self._sidecar(name).unlink(missing_ok=True)  # so that nobody starts another child meanwhile
             await self._stop(name)
-            for file in (self._sidecar(name), self._gguf(name)):
-                file.unlink(missing_ok=True)
+            self._gguf(name).unlink(missing_ok=True)
             return there
 
     async def check(self) -> None:
@@ -151,10 +154,10 @@ class EmbeddedEngine:
         if self._closed:
             raise EngineUnavailable("the embedded engine is closed")
         for (name, _), supervisor in list(self._supervisors.items()):
-            if supervisor.resting:
+            if supervisor.down:
                 raise EngineUnavailable(f"the embedded engine of {name} died; it is being started anew")
             if not supervisor.ready:
-                continue  # still loading
+                continue  # loading for the first time
             child = await supervisor.child()
             async with _errors(child):
                 response = await child.client.get("/health", timeout=5.0)
@@ -214,21 +217,35 @@ class EmbeddedEngine:
     def _sidecar(self, name: str) -> Path:
         return self.models_dir / f"{name.replace(':', '@')}.json"
 
-    def _copy_in(self, name: str, path: Path, sha256: str) -> None:
+    def _copy_in(self, name: str, path: Path, sha256: str, abandoned: threading.Event) -> None:
         """Both files appear by atomic rename, the sidecar last: only a version that has one is installed."""
-        self.models_dir.mkdir(parents=True, exist_ok=True)
-        partial = self._gguf(name).with_suffix(".gguf.partial")
-        try:
-            size = checked_copy(path, sha256, partial)
-            _sync(partial)
-            partial.replace(self._gguf(name))
+        with writing(self.models_dir), self._partials() as (gguf, sidecar):
+            size = checked_copy(path, sha256, gguf, abandoned)
             about = {"name": name, "sha256": sha256, "size_bytes": size, "installed_at": int(time.time())}
-            partial.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
-            _sync(partial)
-            partial.replace(self._sidecar(name))
+            sidecar.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
+            _sync(gguf)
+            _sync(sidecar)
+            gguf.replace(self._gguf(name))
+            sidecar.replace(self._sidecar(name))
             _sync(self.models_dir)
+
+    @contextlib.contextmanager
+    def _partials(self) -> Iterator[tuple[Path, Path]]:
+        """Where the two files of one attempt grow; nothing is left there when it ends."""
+        self.models_dir.mkdir(parents=True, exist_ok=True)
+        attempt = secrets.token_hex(8)
+        files = self.models_dir / f"{attempt}.gguf{_PARTIAL}", self.models_dir / f"{attempt}.json{_PARTIAL}"
+        try:
+            yield files
         finally:
-            partial.unlink(missing_ok=True)
+            for file in files:
+                file.unlink(missing_ok=True)
+
+    def _remove_stale(self) -> None:
+        """Delete what attempts left that ended with their process; it only takes room."""
+        for partial in self.models_dir.glob(f"*{_PARTIAL}"):
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
 
 def _completion(generation: Generation) -> dict[str, Any]:

@@ -127,6 +127,7 @@ class Supervisor:
         self._options = options
         self._child: ChildProcess | None = None
         self._failure = ""
+        self._ran = False
         self._next_start = 0.0
         self._changed = asyncio.Event()
         self._task = asyncio.create_task(self._keep())
@@ -137,9 +138,9 @@ class Supervisor:
         return self._child is not None and self._child.alive
 
     @property
-    def resting(self) -> bool:
-        """Whether its child died, and the next is not started yet."""
-        return self._next_start > time.monotonic()
+    def down(self) -> bool:
+        """Whether its child died, and the next does not answer yet."""
+        return self._ran and not self.ready
 
     async def child(self) -> ChildProcess:
         """The child, once it is ready.
@@ -169,6 +170,16 @@ class Supervisor:
         self._tell()
 
     async def _keep(self) -> None:
+        try:
+            await self._start_again_and_again()
+        except Exception as error:
+            _log.exception("the embedded engine of %s is given up", self._name)
+            self._failure = f"model version {self._name}: unexpected {type(error).__name__}; ask again"
+        finally:
+            self._tell()
+
+    async def _start_again_and_again(self) -> None:
+        """Return only if the model could not be loaded when it was first started; `_failure` says why."""
         deaths = 0
         while True:
             started = time.monotonic()
@@ -177,10 +188,9 @@ class Supervisor:
             except (EngineFailed, OSError) as error:
                 if not deaths:
                     self._failure = f"model version {self._name}: {error}"
-                    self._tell()
                     return
             else:
-                self._child = child
+                self._child, self._ran = child, True
                 self._tell()
                 try:
                     code = await child.wait()

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from grpc_server.adapters.gguf_file import checked_copy, name_taken
+from grpc_server.adapters.gguf_file import checked_copy, in_thread, name_taken, opened
 from grpc_server.adapters.http_errors import translated
 from grpc_server.adapters.http_lines import lines
 from grpc_server.adapters.json_schema import Schemas
@@ -25,6 +25,7 @@ from grpc_server.domain.errors import (
     AgentLoopError,
     EngineFailed,
     EngineUnavailable,
+    Exhausted,
     InvalidArgument,
     NotFound,
     Precondition,
@@ -49,6 +50,7 @@ _SHA256 = (
     # of what others installed, its copy is all there is.
     re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})$", re.MULTILINE),
 )
+_DISK_FULL = ("no space left on device", "disk quota exceeded")  # Go's words for ENOSPC and EDQUOT
 _RUNNER_DIED = ("runner", "running the model", "llama-server", "EOF", "connection re", "broken pipe")
 
 
@@ -167,7 +169,7 @@ class OllamaEngine:
                 installed = ""
             if installed == sha256:
                 return False
-            await asyncio.to_thread(checked_copy, path, sha256)
+            await in_thread(lambda abandoned: checked_copy(path, sha256, abandoned=abandoned))
             if installed:
                 raise name_taken(name, installed)
             await self._upload(path, sha256)
@@ -281,7 +283,7 @@ def _repeats(pieces: Sequence[str]) -> bool:
 
 
 async def _chunks(path: Path) -> AsyncIterator[bytes]:
-    with path.open("rb") as file:
+    with opened(path) as file:
         while chunk := await asyncio.to_thread(file.read, 1 << 20):
             yield chunk
 
@@ -320,6 +322,8 @@ def _refusal(status: int, body: bytes) -> AgentLoopError:
         text = ""
     if "exceed_context_size_error" in text or "longer than the context" in text:
         return InvalidArgument(_too_long(text), "messages")
+    if any(sign in text for sign in _DISK_FULL):
+        return Exhausted("the disk of Ollama's models is full; make room on it")
     if status == 404:
         return NotFound("this model version is not installed on Ollama")
     if status in (400, 422):

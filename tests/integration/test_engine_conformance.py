@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -405,6 +406,26 @@ async def test_what_is_no_gguf_is_not_installed(engine: Engine, tmp_path: Path) 
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         with pytest.raises(Precondition):
             await engine.install("tiny:1", path, sha256)
+    assert not await engine.remove("tiny:1")
+
+
+@pytest.mark.parametrize("kind", ["fifo", "device", "socket", "loop", "long name"])
+async def test_what_is_no_regular_file_is_refused_at_once(engine: Engine, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.gguf"
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "device":
+            path = Path("/dev/zero")
+        case "socket":
+            os.mknod(path, stat.S_IFSOCK | 0o600)
+        case "loop":
+            path.symlink_to(path)
+        case "long name":
+            path = tmp_path / ("x" * 300)
+    async with asyncio.timeout(5):
+        with pytest.raises(Precondition):
+            await engine.install("tiny:1", path, "0" * 64)
     assert not await engine.remove("tiny:1")
 
 

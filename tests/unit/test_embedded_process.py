@@ -93,9 +93,36 @@ async def test_callers_are_told_when_the_next_child_comes_only_in_a_while(superv
     starts.children[0].ended.set()
     with pytest.raises(EngineUnavailable, match="it starts anew in 10 s"):
         await supervisor.child()
-    assert supervisor.resting
     await supervisor.close()
     assert len(starts.children) == 1
+
+
+async def test_who_died_is_down_until_the_next_child_answers_but_not_who_loads_for_the_first_time(
+    supervised: Supervised,
+) -> None:
+    supervisor, starts = supervised()
+    assert not supervisor.down
+    await supervisor.child()
+    assert not supervisor.down
+    starts.may_start.clear()
+    starts.children[0].ended.set()
+    for _ in range(20):  # it dies, its pause of no seconds is over, the next one loads
+        assert supervisor.down
+        await asyncio.sleep(0)
+    starts.may_start.set()
+    await supervisor.child()
+    assert not supervisor.down
+    await supervisor.close()
+
+
+async def test_an_error_that_nobody_expected_turns_the_waiting_away(
+    supervised: Supervised, caplog: pytest.LogCaptureFixture
+) -> None:
+    supervisor, _ = supervised(ValueError("the child said something odd"))
+    with pytest.raises(EngineFailed, match="unexpected ValueError"):
+        await asyncio.wait_for(supervisor.child(), 5)
+    assert "the embedded engine of a:b is given up" in caplog.text
+    await supervisor.close()
 
 
 async def test_each_death_makes_the_pause_longer_up_to_a_limit(
