@@ -72,17 +72,20 @@ class LastKnown(Generic[T]):
     async def refresh(self) -> bool:
         """Read now; False if it cannot be done."""
         async with self._in_force:
-            self._read_at = time.monotonic()
-            try:
-                rows = await self._read()
-            except StoreUnavailable as error:
-                _log.warning("%s: the last known stay in force: %s", self._file.stem, error)
-                return False
-            known, self._rows = self._rows, rows
-            self._changed(rows)
-            if rows != known:
-                await asyncio.to_thread(self._save, rows)
-            return True
+            return await self._take()
+
+    async def _take(self) -> bool:
+        self._read_at = time.monotonic()
+        try:
+            rows = await self._read()
+        except StoreUnavailable as error:
+            _log.warning("%s: the last known stay in force: %s", self._file.stem, error)
+            return False
+        known, self._rows = self._rows, rows
+        self._changed(rows)
+        if rows != known:
+            await asyncio.to_thread(self._save, rows)
+        return True
 
     async def refresh_soon(self, apart: float = SOONEST_SECONDS) -> None:
         """Return after a read that began after this call; all who ask meanwhile share it.
@@ -101,8 +104,9 @@ class LastKnown(Generic[T]):
 
     async def _read_soon(self, apart: float) -> None:
         await asyncio.sleep(max(0.0, self._read_at + apart - time.monotonic()))
-        self._soon = None  # who comes from now on needs another
-        await self.refresh()
+        async with self._in_force:  # while the database is down, each read holds it for seconds
+            self._soon = None  # who comes from now on needs another
+            await self._take()
 
     async def _keep_reading(self) -> None:
         while True:

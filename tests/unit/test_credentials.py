@@ -112,6 +112,20 @@ async def test_strangers_cannot_make_the_server_read_all_the_time(
     assert setup.store.reads <= reads + 2
 
 
+async def test_strangers_share_the_next_read_while_the_database_hangs(setup: Setup) -> None:
+    reads = setup.store.reads
+    setup.store.hold = asyncio.Event()
+    strangers = []
+    for _ in range(20):
+        stranger = setup.authenticator.authenticate("al_aaaaaaaaaaaa_" + "A" * 43)
+        strangers.append(asyncio.create_task(stranger))
+        await asyncio.sleep(0.001)
+    setup.store.hold.set()
+    answers = await asyncio.gather(*strangers, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {Unauthenticated}
+    assert setup.store.reads == reads + 2  # the one that hung, and one for all who came meanwhile
+
+
 async def test_an_expiry_acts_at_once(setup: Setup) -> None:
     text, _ = setup.add(setup.clock.now() + timedelta(seconds=10))
     assert await setup.authenticator.authenticate(text)
