@@ -11,7 +11,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -53,6 +53,7 @@ from grpc_server.domain.types import (
     ToolChoice,
     Usage,
 )
+from grpc_server.uninterrupted import uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -236,7 +237,7 @@ class Inference:
             started_at=running.started_at,
         )
         try:
-            await _uninterrupted(self._accept(running, start))
+            await uninterrupted(self._accept(running, start))
             await running.emit(Started(start.id, start.model_version))
             self._ask_shadows(running, target)
             await self._stream(running, generation)
@@ -245,7 +246,7 @@ class Inference:
                 await self._record_failure(running, start, error)
             raise
         end = self._end(running, start, Status.OK, "")
-        await _uninterrupted(self._record(start, end))
+        await uninterrupted(self._record(start, end))
         assert end.finish_reason is not None  # noqa: S101 - a stream that ended by itself says why
         await running.emit(Completed(end.finish_reason, end.usage, end.timings))
 
@@ -302,7 +303,7 @@ class Inference:
     async def _record_failure(self, running: _Running, start: InferenceStarted, error: BaseException) -> None:
         status, text = _failure(running, error)
         try:
-            await _uninterrupted(self._record(start, self._end(running, start, status, text)))
+            await uninterrupted(self._record(start, self._end(running, start, status, text)))
         except Exception:  # the first error is the one to tell; the next start of the server marks it aborted
             log.exception("the end of an inference was not recorded", extra={"inference_id": str(start.id)})
 
@@ -372,17 +373,3 @@ def _failure(running: _Running, error: BaseException) -> tuple[Status, str]:
 
 async def _discard(event: ChatEvent) -> None:
     """A shadow's answer goes nowhere but the log."""
-
-
-async def _uninterrupted(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` to its end even when the caller's task is cancelled meanwhile; then raise CancelledError."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
-    task.result()
-    if cancelled is not None:
-        raise cancelled

@@ -17,6 +17,7 @@ from grpc_server.domain.rules import check_feedback
 from grpc_server.domain.types import Feedback
 from grpc_server.interceptors.auth import caller
 from grpc_server.servicers import messages
+from grpc_server.uninterrupted import uninterrupted
 
 
 class FeedbackServicer(rpc.FeedbackServiceServicer):
@@ -42,9 +43,12 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
         del context
         feedback = self._feedback(request)
         check_feedback(feedback)
+        await uninterrupted(self._log(feedback))
+        return pb.SubmitResponse(feedback_id=str(feedback.id))
+
+    async def _log(self, feedback: Feedback) -> None:
         await self._spool.append(feedback)
         self._logged()
-        return pb.SubmitResponse(feedback_id=str(feedback.id))
 
     def _feedback(self, request: pb.SubmitRequest) -> Feedback:
         who, value = caller(), request.WhichOneof("value")

@@ -36,7 +36,9 @@ _FINISH_REASONS = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
-LARGE_BYTES = 32768
+LARGE_BYTES = 8192
+_GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
+"""What gRPC raises from a write to a call that has ended: its core refuses, or it knows of the end."""
 
 
 class InferenceServicer(rpc.InferenceServiceServicer):
@@ -51,7 +53,10 @@ class InferenceServicer(rpc.InferenceServiceServicer):
         """Stream one answer."""
 
         async def emit(event: ChatEvent) -> None:
-            await context.write(_response(event))
+            try:
+                await context.write(_response(event))
+            except _GONE as error:  # the caller has gone, and gRPC has not yet cancelled us
+                raise asyncio.CancelledError from error
 
         if request.ByteSize() < LARGE_BYTES:
             asked = domain_request(request)

@@ -1,0 +1,80 @@
+"""What the servicers make of callers who are gone, which gRPC tells in more than one way."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import grpc
+import pytest
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+
+from agentloop.v1 import feedback_pb2, inference_pb2
+from grpc_server.domain.types import Caller, Scope, Status
+from grpc_server.inference import Inference
+from grpc_server.interceptors import auth
+from grpc_server.metrics import Metrics
+from grpc_server.servicers.feedback import FeedbackServicer
+from grpc_server.servicers.inference import InferenceServicer
+from tests.fakes import FakeEngine, FakeRoutes, FakeSpool
+
+MESSAGE = inference_pb2.Message(role=inference_pb2.ROLE_USER, content="Hi")
+
+
+@pytest.fixture(autouse=True)
+def caller() -> None:
+    auth._caller.set(Caller("key", "billing", frozenset({Scope.INFER, Scope.FEEDBACK})))
+
+
+class Gone:
+    """The context of a call whose caller went away before its event number `at`."""
+
+    def __init__(self, error: Exception, at: int) -> None:
+        self.error, self.at = error, at
+        self.written = 0
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    async def write(self, response: Any) -> None:
+        if self.written == self.at:
+            raise self.error
+        self.written += 1
+
+
+@pytest.mark.parametrize("at", [0, 1, 3])
+@pytest.mark.parametrize(
+    "error",
+    [
+        grpc.aio.UsageError("RPC already finished."),
+        grpc.aio.InternalError("the completion queue shut down"),
+        cygrpc.ExecuteBatchError("Failed grpc_call_start_batch: 10"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_caller_who_vanishes_during_a_write_is_logged_as_cancelled(error: Exception, at: int) -> None:
+    engine, spool, metrics = FakeEngine(), FakeSpool(), Metrics()
+    servicer = InferenceServicer(Inference(engine, spool, FakeRoutes(), metrics))
+    context: Any = Gone(error, at)
+    with pytest.raises(asyncio.CancelledError):
+        await servicer.Chat(inference_pb2.ChatRequest(messages=[MESSAGE]), context)
+    assert [end.status for end in spool.ends] == [Status.CANCELLED]
+    assert b'status="cancelled"' in metrics.text()
+    assert engine.running == 0
+
+
+async def test_feedback_that_was_taken_is_counted_though_its_caller_has_gone() -> None:
+    spool, counted = FakeSpool(), []
+    spool.hold = asyncio.Event()
+    servicer = FeedbackServicer(spool, logged=lambda: counted.append(1))
+    request = feedback_pb2.SubmitRequest(inference_id=str(uuid.uuid4()), boolean=True)
+    context: Any = None
+    submitting = asyncio.create_task(servicer.Submit(request, context))
+    await asyncio.sleep(0)
+    submitting.cancel()
+    await asyncio.sleep(0)
+    spool.hold.set()
+    with pytest.raises(asyncio.CancelledError):
+        await submitting
+    assert len(spool.feedback) == len(counted) == 1
