@@ -74,8 +74,8 @@ class Observer(Protocol):
     def accepted(self, start: InferenceStarted) -> None:
         """A start record is on disk."""
 
-    def ended(self, start: InferenceStarted, end: InferenceEnded) -> None:
-        """The end record of an accepted inference is on disk."""
+    def ended(self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None) -> None:
+        """The end record of an accepted inference is on disk; `error` is what ended it, if not itself."""
 
 
 @dataclass(slots=True, eq=False)
@@ -296,14 +296,17 @@ class Inference:
             ended_at=ended_at,
         )
 
-    async def _record(self, start: InferenceStarted, end: InferenceEnded) -> None:
+    async def _record(
+        self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None = None
+    ) -> None:
         await self._spool.append(end)
-        self._observer.ended(start, end)
+        self._observer.ended(start, end, error)
 
     async def _record_failure(self, running: _Running, start: InferenceStarted, error: BaseException) -> None:
         status, text = _failure(running, error)
+        end = self._end(running, start, status, text)
         try:
-            await uninterrupted(self._record(start, self._end(running, start, status, text)))
+            await uninterrupted(self._record(start, end, error))
         except Exception:  # the first error is the one to tell; the next start of the server marks it aborted
             log.exception("the end of an inference was not recorded", extra={"inference_id": str(start.id)})
 

@@ -13,7 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from grpc_server.domain.errors import AgentLoopError
+from grpc_server.domain.errors import AgentLoopError, InvalidArgument
 from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import InferenceEnded, InferenceStarted, Status
 
@@ -35,8 +35,8 @@ class Metrics:
         models = ("gen_ai_request_model", "gen_ai_response_model")
         self._inferences = Counter(
             "agentloop_inferences",
-            "Accepted inferences that ended.",
-            ("alias", "model_version", "target_role", "status", "finish_reason"),
+            "Accepted inferences that ended; error_type is InvalidArgument where the caller was wrong.",
+            ("alias", "model_version", "target_role", "status", "finish_reason", "error_type"),
             registry=self.registry,
         )
         self._refused = Counter(
@@ -47,7 +47,7 @@ class Metrics:
         )
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
-            "From a request's arrival to the end of its answer, unless its caller cancelled it.",
+            "From a request's arrival to the end of its answer, unless its caller cancelled, or was wrong.",
             models,
             buckets=_DURATION,
             registry=self.registry,
@@ -105,14 +105,16 @@ class Metrics:
         del start
         self.logged()
 
-    def ended(self, start: InferenceStarted, end: InferenceEnded) -> None:
-        """An end record is in the spool."""
+    def ended(self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None = None) -> None:
+        """An end record is in the spool; `error` is what ended it, if not itself."""
         self.logged()
         reason = "" if end.finish_reason is None else end.finish_reason.value
+        kind = type(error).__name__ if end.status is Status.ERROR and error is not None else ""
         self._inferences.labels(
-            start.alias, start.model_version, start.target_role.value, end.status.value, reason
+            start.alias, start.model_version, start.target_role.value, end.status.value, reason, kind
         ).inc()
-        if end.status is not Status.CANCELLED:  # how long that took is the caller's choice, not the model's
+        # How long it took was the caller's choice, or mistake, and not the model's.
+        if end.status is not Status.CANCELLED and not isinstance(error, InvalidArgument):
             self._duration.labels(start.alias, start.model_version).observe(end.timings.total_ms / 1000)
         if end.timings.ttft_ms is not None:
             self._first_token.labels(start.alias, start.model_version).observe(end.timings.ttft_ms / 1000)

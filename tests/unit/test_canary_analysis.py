@@ -151,7 +151,7 @@ class Server:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        names = ("alias", "model_version", "target_role", "status", "finish_reason")
+        names = ("alias", "model_version", "target_role", "status", "finish_reason", "error_type")
         self.ended = Counter("agentloop_inferences", "x", names, registry=self.registry)
         models = ("gen_ai_request_model", "gen_ai_response_model")
         self.duration = Histogram(
@@ -169,9 +169,10 @@ class Server:
         *,
         alias: str = "default",
         seconds: float = 0.5,
+        error: str = "",
     ) -> None:
-        self.ended.labels(alias, version, role, status, reason if status == "ok" else "").inc()
-        if status != "cancelled":
+        self.ended.labels(alias, version, role, status, reason if status == "ok" else "", error).inc()
+        if status != "cancelled" and error != "InvalidArgument":
             self.duration.labels(alias, version).observe(seconds)
         self.tokens.labels(version, "output").inc(7)
 
@@ -231,6 +232,7 @@ def test_each_version_is_judged_by_its_own_figures() -> None:
         "requests": 8,
         "failed": 0,
         "cancelled": 0,
+        "mistaken": 0,
         "cut_by_length": 8,
         "error_share": 0.0,
         "length_share": 1.0,
@@ -250,6 +252,27 @@ def test_deadlines_are_failures_and_cancelled_requests_are_not_even_requests() -
     assert outcome.decision.reason == "too few requests of 8: canary has 0 after 20 s"
     assert outcome.canary.cancelled == 8
     assert outcome.canary.timed == 0
+
+
+def test_a_caller_whose_prompts_are_too_long_does_not_bring_a_good_canary_down() -> None:
+    server = Server()
+
+    def both() -> None:
+        server.answer("m:new", "canary")
+        for _ in range(5):
+            server.answer("m:new", "canary", "error", error="InvalidArgument")
+
+    outcome = analyse(traffic(server, both))
+    assert outcome.decision.decision == "promote"
+    assert (outcome.canary.requests, outcome.canary.failed, outcome.canary.mistaken) == (8, 0, 40)
+    ended = metrics.ended(server.scrape(), "default", metrics.FAILED)
+    assert (ended, metrics.ended(server.scrape(), "default")) == (0, 56)
+
+
+def test_errors_of_the_engine_still_bring_a_canary_down() -> None:
+    server = Server()
+    broken = traffic(server, lambda: server.answer("m:new", "canary", "error", error="EngineUnavailable"))
+    assert analyse(broken).decision.decision == "roll_back"
 
 
 def test_other_aliases_and_shadows_do_not_count() -> None:

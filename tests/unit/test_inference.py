@@ -61,6 +61,7 @@ class Seen:
         self.refusals: list[AgentLoopError] = []
         self.starts: list[InferenceStarted] = []
         self.ends: list[InferenceEnded] = []
+        self.errors: list[BaseException | None] = []
 
     async def emit(self, event: ChatEvent) -> None:
         self.events.append(event)
@@ -71,8 +72,9 @@ class Seen:
     def accepted(self, start: InferenceStarted) -> None:
         self.starts.append(start)
 
-    def ended(self, start: InferenceStarted, end: InferenceEnded) -> None:
+    def ended(self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None) -> None:
         self.ends.append(end)
+        self.errors.append(error)
 
     @property
     def text(self) -> str:
@@ -384,6 +386,7 @@ async def test_a_session_stays_with_the_canary_that_its_number_falls_to() -> Non
     [
         (EngineUnavailable("the engine is down"), EngineUnavailable, "the engine is down"),
         (EngineFailed("nonsense"), EngineFailed, "nonsense"),
+        (InvalidArgument("the prompt is too long"), InvalidArgument, "the prompt is too long"),
         (RuntimeError("the caller wrote: secret"), RuntimeError, "unexpected RuntimeError"),
         (TimeoutError("secret"), TimeoutError, "unexpected TimeoutError"),
     ],
@@ -399,6 +402,7 @@ async def test_an_engine_that_fails_in_mid_stream_leaves_an_error_with_the_parti
     assert end.answer["content"] == "Hello, "
     assert end.usage.output_tokens == 2
     assert "secret" not in repr(end)
+    assert bench.seen.errors == [fail]
     assert bench.pipeline.admission.in_flight == 0
     assert bench.seen.refusals == []
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from grpc_server.domain.errors import Exhausted
+from grpc_server.domain.errors import EngineUnavailable, Exhausted, InvalidArgument
 from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import (
     FinishReason,
@@ -59,6 +59,7 @@ def test_an_inference_is_counted_by_version_role_status_and_reason() -> None:
         "target_role": "canary",
         "status": "ok",
         "finish_reason": "stop",
+        "error_type": "",
     }
     assert value(metrics, "agentloop_inferences_total", **labels) == 1
     models = {"gen_ai_request_model": "default", "gen_ai_response_model": "m:new"}
@@ -88,6 +89,20 @@ def test_an_inference_that_its_caller_cancelled_is_counted_and_not_timed() -> No
     assert [dict(labels)["status"] for name, labels in found if name == "agentloop_inferences_total"] == [
         "cancelled"
     ]
+
+
+def test_an_error_is_counted_by_its_kind_and_a_callers_mistake_is_not_timed() -> None:
+    metrics = Metrics()
+    failed = replace(END, status=Status.ERROR, finish_reason=None)
+    metrics.ended(START, failed, InvalidArgument("the prompt is too long"))
+    assert not any(name.startswith("gen_ai_server_request_duration") for name, _ in samples(metrics))
+    metrics.ended(START, failed, EngineUnavailable("the engine is down"))
+    metrics.ended(START, replace(failed, status=Status.DEADLINE), TimeoutError())
+    found = samples(metrics)
+    kinds = {dict(labels)["error_type"] for name, labels in found if name == "agentloop_inferences_total"}
+    assert kinds == {"InvalidArgument", "EngineUnavailable", ""}
+    models = {"gen_ai_request_model": "default", "gen_ai_response_model": "m:new"}
+    assert value(metrics, "gen_ai_server_request_duration_seconds_count", **models) == 2
 
 
 def test_refusals_are_counted_by_kind() -> None:

@@ -28,7 +28,8 @@ description:
     the slack. The mean alone moves with one slow request, the median alone with the width of a bucket. With
     100 requests or more of each version the 95th percentile is held to the same limit.
   - Requests that their callers cancelled are neither failures nor part of the sample; the server does not
-    time them, so that quick cancellations do not make a canary look fast.
+    time them, so that quick cancellations do not make a canary look fast. The same holds for requests that
+    turn out to be wrong only at the engine, as with a prompt that the context does not hold.
 version_added: "0.1.0"
 options:
   metrics_url:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 Series = tuple[str, tuple[tuple[str, str], ...]]  # name, labels in alphabetical order
 
 FAILED = frozenset({"error", "deadline"})  # ends that are the service's; a caller may cancel when it likes
+MISTAKEN = frozenset({"InvalidArgument"})  # errors that are the caller's, though only the engine could tell
+_MISTAKE = "mistake"
 _LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(.)")
@@ -85,6 +87,7 @@ class Figures:
     requests: int = 0  # those that ended well or failed; not those that their callers cancelled
     failed: int = 0
     cancelled: int = 0
+    mistaken: int = 0  # as the prompt was too long, or the schema too much; not of the requests
     answered: int = 0
     cut: int = 0  # of the answered: ended by their length
     output_tokens: int = 0
@@ -127,6 +130,7 @@ class Figures:
             "requests": self.requests,
             "failed": self.failed,
             "cancelled": self.cancelled,
+            "mistaken": self.mistaken,
             "cut_by_length": self.cut,
             "error_share": round(self.failed_share, 4),
             "length_share": round(self.cut_share, 4),
@@ -151,7 +155,7 @@ def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Fi
         if name == "agentloop_inferences_total":
             mine = labels.get("alias") == alias and labels.get("model_version") == model_version
             if mine and labels.get("target_role") != "shadow":
-                status = labels.get("status", "")
+                status = _end(labels)
                 ends[status] = ends.get(status, 0.0) + value
                 cut += value if status == "ok" and labels.get("finish_reason") == "length" else 0.0
         elif labels.get("gen_ai_response_model") != model_version:
@@ -172,6 +176,7 @@ def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Fi
         requests=round(ends.get("ok", 0.0) + failed),
         failed=round(failed),
         cancelled=round(ends.get("cancelled", 0.0)),
+        mistaken=round(ends.get(_MISTAKE, 0.0)),
         answered=round(ends.get("ok", 0.0)),
         cut=round(cut),
         output_tokens=round(tokens),
@@ -181,6 +186,11 @@ def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Fi
     )
 
 
+def _end(labels: Mapping[str, str]) -> str:
+    """How an inference ended: its status, but for a caller's mistake, which is no failure of the service."""
+    return _MISTAKE if labels.get("error_type") in MISTAKEN else labels.get("status", "")
+
+
 def ended(samples: Mapping[Series, float], alias: str, statuses: Iterable[str] | None = None) -> int:
     """How many inferences of `alias` ended since the server began, in one of `statuses` (None: in any)."""
     wanted = None if statuses is None else frozenset(statuses)
@@ -188,5 +198,5 @@ def ended(samples: Mapping[Series, float], alias: str, statuses: Iterable[str] |
     for (name, pairs), value in samples.items():
         labels = dict(pairs)
         if name == "agentloop_inferences_total" and labels.get("alias") == alias:
-            count += value if wanted is None or labels.get("status") in wanted else 0.0
+            count += value if wanted is None or _end(labels) in wanted else 0.0
     return round(count)
