@@ -14,6 +14,10 @@ from grpc_server.interceptors.wrap import Call, Interceptor, wrap
 
 log = logging.getLogger(__name__)
 
+MAX_DETAILS_BYTES = 1000
+"""Of a status' text, in UTF-8. It may quote the caller, and travels in a header: each byte that is not plain
+ASCII takes three there, and callers refuse headers beyond 8 KiB (gRPC's default), status and all."""
+
 CODES: dict[type[errors.AgentLoopError], grpc.StatusCode] = {
     errors.InvalidArgument: grpc.StatusCode.INVALID_ARGUMENT,
     errors.Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
@@ -34,6 +38,14 @@ def code(error: errors.AgentLoopError) -> grpc.StatusCode:
     return next((CODES[kind] for kind in type(error).__mro__ if kind in CODES), grpc.StatusCode.INTERNAL)
 
 
+def clipped(text: str) -> str:
+    """`text` within MAX_DETAILS_BYTES, an ellipsis for what is left out."""
+    encoded = text.encode(errors="replace")
+    if len(encoded) <= MAX_DETAILS_BYTES:
+        return encoded.decode()
+    return encoded[: MAX_DETAILS_BYTES - len("…".encode())].decode(errors="ignore") + "…"
+
+
 class ErrorInterceptor(Interceptor):
     """Ends a call whose method raised; the outermost interceptor."""
 
@@ -52,11 +64,11 @@ class ErrorInterceptor(Interceptor):
             try:
                 return await call()
             except errors.AgentLoopError as error:
-                await context.abort(code(error), str(error))
+                await context.abort(code(error), clipped(str(error)))
             except grpc.aio.AbortError:
                 raise
             except NotImplementedError:
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered")
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, clipped(f"{method} is not offered"))
             except Exception:
                 reference = uuid.uuid4().hex[:12]
                 log.exception("unexpected error", extra={"method": method, "reference": reference})

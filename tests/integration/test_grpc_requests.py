@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -87,6 +88,18 @@ WRONG: dict[str, tuple[pb.ChatRequest, str]] = {
         hello(tools=[tool('{"type": "object", "properties": {"a": {"type": "integr"}}}')]),
         "tools[0].parameters_json_schema is not a JSON Schema: properties.a.type breaks the rule",
     ),
+    "a pattern that is none": (
+        hello(response_format=pb.ResponseFormat(json_schema='{"pattern": "("}')),
+        "response_format.json_schema is not a JSON Schema: pattern breaks the rule format",
+    ),
+    "a pattern that repeats too often": (
+        hello(response_format=pb.ResponseFormat(json_schema='{"pattern": "a{99999999999}"}')),
+        "response_format.json_schema is not a JSON Schema: pattern breaks the rule format",
+    ),
+    "a pattern of 2,000 groups in each other": (
+        hello(tools=[tool('{"type": "object", "pattern": "' + "(" * 2000 + ")" * 2000 + '"}')]),
+        "tools[0].parameters_json_schema is not a JSON Schema: pattern breaks the rule format",
+    ),
     "a schema nested 40 levels deep": (hello(tools=[tool(nested(40))]), "is nested deeper than 32 levels"),
     "a schema nested 10,000 levels deep": (
         hello(tools=[tool('{"a":' * 10_000 + "1" + "}" * 10_000)]),
@@ -159,6 +172,26 @@ async def test_a_wrong_request_is_an_invalid_argument_that_names_the_field(bench
     assert len(error.details() or "") < 600
     assert (bench.engine.asked, bench.spool.records) == ([], [])
     assert await bench.chat()  # the server is as well as before
+
+
+@pytest.mark.parametrize("letter", ["x", "é", "你", "😀", "\0"])
+async def test_an_error_that_quotes_a_long_name_is_cut_and_arrives(bench: Bench, letter: str) -> None:
+    name = letter * (60_000 // len(json.dumps(letter, ensure_ascii=False).encode()))
+    schema = json.dumps({"type": "object", "properties": {name: {"type": "integr"}}}, ensure_ascii=False)
+    error = await status_of(bench.chat_stub.Chat(hello(tools=[tool(schema)]), metadata=bearer("al_infer")))
+    assert error.code() is INVALID
+    details = error.details() or ""
+    assert details.startswith("tools[0].parameters_json_schema is not a JSON Schema: properties")
+    assert details.endswith("…")
+    assert 990 < len(details.encode()) <= 1000
+    assert "\ufffd" not in details
+
+
+async def test_patterns_that_take_seconds_to_compile_are_taken_at_once(bench: Bench) -> None:
+    ranges = "(?i:[\\u0000-\U0010ffff])" * 300
+    began = time.monotonic()
+    await bench.chat(hello(tools=[tool('{"type": "object", "pattern": "' + ranges + '"}')]))
+    assert time.monotonic() - began < 3  # compiled, it would be 10 s on quiet cores
 
 
 async def test_a_message_above_what_the_transport_takes_is_refused(bench: Bench) -> None:
