@@ -11,7 +11,6 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from agentloop.v1 import (
@@ -32,6 +31,7 @@ from grpc_server.interceptors.errors import ErrorInterceptor
 from grpc_server.metrics import Metrics
 from grpc_server.readiness import Readiness
 from grpc_server.servicers.feedback import FeedbackServicer
+from grpc_server.servicers.health import HealthServicer
 from grpc_server.servicers.inference import InferenceServicer
 from grpc_server.servicers.models import ModelServicer
 from grpc_server.settings import Settings, is_loopback, split_address
@@ -95,7 +95,7 @@ async def listen(
     admission = inference.admission
     metrics.watch(spool=spool.state, in_flight=lambda: admission.in_flight, queued=lambda: admission.queued)
     readiness = Readiness(engine, spool, routes, check_store)
-    health = HealthServicer()
+    health = HealthServicer(SERVICES)
     async with contextlib.AsyncExitStack() as stack:
         http_address = await stack.enter_async_context(
             listening(make_app(readiness, metrics), settings.http_address)
@@ -122,7 +122,7 @@ async def listen(
         async def close() -> None:
             readiness.closing = True
             watch.cancel()
-            await health.enter_graceful_shutdown()
+            health.set(False)
             log.info("shutting down", extra={"in_flight": admission.in_flight, "queued": admission.queued})
             await inference.drain(settings.grace_seconds)
 
@@ -160,6 +160,4 @@ async def _tell(health: HealthServicer, metrics: Metrics, readiness: Readiness) 
     state = await readiness.state()
     metrics.engine_is(state.engine.ok)
     metrics.store_is(state.store.ok)
-    status = health_pb2.HealthCheckResponse
-    for service in ("", *SERVICES):
-        await health.set(service, status.SERVING if state.ready else status.NOT_SERVING)
+    health.set(state.ready)
