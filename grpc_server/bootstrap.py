@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -16,6 +15,7 @@ from typing import Any
 from grpc_server import migrations
 from grpc_server.adapters.credentials import CachedAuthenticator
 from grpc_server.adapters.embedded import EmbeddedEngine
+from grpc_server.adapters.gguf_file import in_thread, sha256_of
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.ollama_process import OllamaProcess
@@ -31,6 +31,7 @@ from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.settings import Settings
 from grpc_server.transports import Running, listen, refuse_plaintext
+from grpc_server.uninterrupted import uninterrupted
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,10 @@ async def service(
     async with contextlib.AsyncExitStack() as stack:
         if store is None:
             store = await stack.enter_async_context(_postgres(settings, migrate=migrate))
+        if spool is None:  # before the engine: its lock says that no other server works in these folders
+            spool = await stack.enter_async_context(_spool(settings))
         if engine is None:
             engine = await stack.enter_async_context(engine_of(settings))
-        if spool is None:
-            spool = await stack.enter_async_context(_spool(settings))
         metrics.logged(spool.state().records)
         await stack.enter_async_context(_draining(spool, store, metrics))
         if authenticator is None:
@@ -114,21 +115,35 @@ def migrate(settings: Settings) -> str:
 
 
 async def serve(settings: Settings, *, migrate: bool = False) -> None:
-    """Run a server until SIGTERM or SIGINT; a second signal cuts short whatever its shutdown waits for."""
+    """Run a server until SIGTERM or SIGINT, which also ends a start that is under way.
+
+    A second signal cuts short whatever the shutdown waits for; then it raises CancelledError.
+    """
     loop = asyncio.get_running_loop()
-    main, stop = asyncio.current_task(), asyncio.Event()
+    main, stop, ready, forced = asyncio.current_task(), asyncio.Event(), False, False
+    assert main is not None  # noqa: S101 - we run in it
 
     def on_signal() -> None:
-        if stop.is_set() and main is not None:
+        nonlocal forced
+        if stop.is_set():
             log.warning("forced to stop")
+            forced = True
+        if forced or not ready:
             main.cancel()
         stop.set()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
-    async with service(settings, migrate=migrate) as running:
-        log.info("ready", extra={"grpc_address": running.grpc_address, "http_address": running.http_address})
-        await stop.wait()
+    try:
+        async with service(settings, migrate=migrate) as running:
+            ready = True
+            addresses = {"grpc_address": running.grpc_address, "http_address": running.http_address}
+            log.info("ready", extra=addresses)
+            await stop.wait()
+    except asyncio.CancelledError:
+        if ready or forced or not stop.is_set():
+            raise
+        main.uncancel()
     log.info("stopped")
 
 
@@ -138,17 +153,33 @@ async def _postgres(settings: Settings, *, migrate: bool) -> AsyncIterator[Postg
     async with contextlib.AsyncExitStack() as stack:
         dsn = settings.database_url.get_secret_value()
         if not dsn:
-            local = LocalPostgres(settings.state_dir / "postgres")
-            await asyncio.to_thread(local.__enter__)
-            stack.push_async_callback(asyncio.to_thread, local.__exit__, None, None, None)
+            local = await stack.enter_async_context(_started(LocalPostgres(settings.state_dir / "postgres")))
             dsn = await asyncio.to_thread(local.dsn, "agentloop")
             migrate = True
         if migrate:
-            await asyncio.to_thread(migrations.migrate, dsn)
+            await uninterrupted(asyncio.to_thread(migrations.migrate, dsn))
         store = PostgresStore(dsn)
         await store.open()
         stack.push_async_callback(store.close)
         yield store
+
+
+@contextlib.asynccontextmanager
+async def _started(local: LocalPostgres) -> AsyncIterator[LocalPostgres]:
+    """`local`, entered and left in threads."""
+
+    async def leave() -> None:
+        await asyncio.to_thread(local.__exit__, None, None, None)
+
+    try:
+        await uninterrupted(asyncio.to_thread(local.__enter__))
+    except asyncio.CancelledError:  # it has started all the same
+        await leave()
+        raise
+    try:
+        yield local
+    finally:
+        await leave()
 
 
 @contextlib.asynccontextmanager
@@ -284,7 +315,7 @@ async def _load_routed(settings: Settings, engine: Engine, routes: Routes) -> No
 async def _install_base(settings: Settings, engine: Engine) -> None:
     name = _base(settings)
     if name not in [model.name for model in await engine.list_models()]:
-        sha256 = await asyncio.to_thread(_sha256, settings.base_gguf)
+        sha256 = await in_thread(lambda abandoned: sha256_of(settings.base_gguf, abandoned))
         await engine.install(name, settings.base_gguf, sha256)
 
 
@@ -303,8 +334,3 @@ def _announced(path: Path, running: Running) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import httpx
@@ -19,10 +21,12 @@ from grpc_server import bootstrap
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.postgres import PostgresStore
+from grpc_server.adapters.spool import FileSpool
 from grpc_server.domain.errors import Precondition, StoreUnavailable
 from grpc_server.domain.types import Route, TargetRole
 from grpc_server.settings import Settings
 from grpc_server.transports import Running
+from tests import records as make
 from tests.fakes import (
     BASE,
     FakeAuthenticator,
@@ -282,6 +286,86 @@ async def test_a_second_signal_cuts_the_shutdown_short(
     with pytest.raises(grpc.aio.AioRpcError):
         await asking
     assert len(parts["store"].rows) == 2  # what was cut off is recorded, and stored
+
+
+class Loading(FakeEngine):
+    """It never ends to load what is routed to; `streaming` says that it has begun."""
+
+    async def load(self, model_version: str) -> None:
+        self.streaming.set()
+        await asyncio.Event().wait()
+
+
+async def test_a_signal_before_it_is_ready_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    whole = bootstrap.service
+    parts = fakes(engine=Loading(), store=FakeLogStore())
+    parts["spool"].records.append(make.started())
+    monkeypatch.setattr(bootstrap, "service", lambda wanted, **options: whole(wanted, **parts, **options))
+    task = asyncio.create_task(bootstrap.serve(settings(tmp_path)))
+    await until(parts["engine"].streaming.is_set)
+    os.kill(os.getpid(), signal.SIGTERM)
+    await asyncio.wait_for(task, 10)
+    assert "stopped" in caplog.messages
+    assert "ready" not in caplog.messages
+    assert len(parts["store"].rows) == 1  # what it had opened by then it closed, as after any run
+
+
+async def test_a_second_signal_before_it_is_ready_forces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "FLUSH_SECONDS", 600)
+    whole = bootstrap.service
+    parts = fakes(engine=Loading(), store=FakeLogStore(down=True))
+    parts["spool"].records.append(make.started())
+    monkeypatch.setattr(bootstrap, "service", lambda wanted, **options: whole(wanted, **parts, **options))
+    task = asyncio.create_task(bootstrap.serve(settings(tmp_path)))
+    await until(parts["engine"].streaming.is_set)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(0.05)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 10)
+
+
+async def test_a_local_postgres_whose_start_is_cancelled_is_stopped_once_it_has_started() -> None:
+    said: list[str] = []
+    starting, go_on = threading.Event(), threading.Event()
+
+    class Slow(LocalPostgres):
+        def __enter__(self) -> Self:
+            starting.set()
+            go_on.wait(10)
+            said.append("started")
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            said.append("stopped")
+
+    stack = contextlib.AsyncExitStack()
+    task = asyncio.create_task(stack.enter_async_context(bootstrap._started(Slow(Path("nowhere")))))
+    await asyncio.to_thread(starting.wait)
+    task.cancel()
+    await asyncio.sleep(0.01)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert said == ["started", "stopped"]
+
+
+async def test_a_second_server_is_refused_before_it_touches_the_models_of_the_first(tmp_path: Path) -> None:
+    first = FileSpool(tmp_path / "spool", "one", 1 << 20)
+    await first.open()
+    installing = tmp_path / "models" / "versions" / "0123.gguf.partial"
+    installing.parent.mkdir(parents=True)
+    installing.touch()
+    with pytest.raises(Precondition):
+        async with bootstrap.service(settings(tmp_path), store=FakeLogStore()):
+            pass
+    assert installing.exists()
+    await first.close()
 
 
 def test_migrate_brings_the_local_database_up_to_date(places: Callable[[str], Path]) -> None:
