@@ -132,7 +132,10 @@ class Settings(BaseSettings):
         default_factory=socket.gethostname, description="This server's name in the log; unique, and kept."
     )
     cache_seconds: float = Field(
-        default=2, gt=0, le=5, description="How old tokens and routes may be; a revocation acts within 5 s."
+        default=2,
+        gt=0,
+        le=2,  # the read that follows takes up to 3 s (postgres.READ_SECONDS)
+        description="How old tokens and routes may be; a revocation acts within 5 s.",
     )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: str(v).upper())

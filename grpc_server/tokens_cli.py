@@ -71,6 +71,8 @@ def create(
         expires_at = now + duration(expires_in) if expires_in else None
     except ValueError as error:
         _fail(str(error), USAGE)
+    except OverflowError:
+        _fail(f"{expires_in!r} ends after the year 9999; without --expires-in a token has no end", USAGE)
     if not 1 <= len(name) <= 100 or not name.isprintable():
         _fail(f"{name!r} is not a name; write 1 to 100 printable characters", USAGE)
     token, record = new_token(name, allowed, now, expires_at)

@@ -109,6 +109,7 @@ def test_the_list_tells_what_is_in_force(dsn: str) -> None:
         (["--scopes", "infer,fly"], "'fly' is no scope; there are: infer, feedback"),
         (["--scopes", " , "], "no scope is given"),
         (["--scopes", "infer", "--expires-in", "soon"], "'soon' is not a duration"),
+        (["--scopes", "infer", "--expires-in", "999999w"], "'999999w' ends after the year 9999"),
         (["--scopes", "infer", "--name", ""], "is not a name"),
         (["--scopes", "infer", "--name", "x" * 101], "is not a name"),
         (["--scopes", "infer", "--name", "a\nb"], "is not a name"),

@@ -120,7 +120,7 @@ def test_a_secret_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPat
         ("SERVER_ID", "a\nb", "is not a server id"),
         ("MODEL_NAME", "a:b", "AGENTLOOP_MODEL_NAME"),
         ("LOG_LEVEL", "loud", "AGENTLOOP_LOG_LEVEL"),
-        ("CACHE_SECONDS", "6", "AGENTLOOP_CACHE_SECONDS"),
+        ("CACHE_SECONDS", "2.1", "AGENTLOOP_CACHE_SECONDS is '2.1': Input should be less than or equal to 2"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_variable(
