@@ -6,9 +6,11 @@ the rest: an answer that a caller has corrected may be as wrong as it likes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -50,6 +52,9 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufd
 _UNCOUNTED_TOKENS = 1
 # Start, first token and end are read from the clock one after the other.
 _CLOCK_SLACK_MS = 1.0
+# Of processor time: a schema of 64 KiB, the largest that is taken, needs 1.3 s; arguments need milliseconds.
+_SCHEMA_SECONDS = 5.0
+_ARGUMENTS_SECONDS = 0.5
 
 
 def features(row: Mapping[str, Any]) -> dict[str, int]:
@@ -218,7 +223,8 @@ def _call_is_valid(call: ToolCall, tools: Sequence[Tool]) -> bool:
         if tool.name == call.name:
             validator = _validator(_key(tool.parameters))
             try:
-                return validator is not None and validator.is_valid(call.arguments)
+                with _within(_ARGUMENTS_SECONDS):
+                    return validator is not None and validator.is_valid(call.arguments)
             except Exception:  # a schema that points nowhere, at itself, has a broken pattern, …
                 return False
     return False
@@ -242,7 +248,27 @@ def _validator(schema_json: str) -> Draft202012Validator | None:
     """The validator of a schema, or None if it is none; what it refers to elsewhere is never fetched."""
     schema = json.loads(schema_json)
     try:
-        Draft202012Validator.check_schema(schema)
+        with _within(_SCHEMA_SECONDS):
+            Draft202012Validator.check_schema(schema)
     except Exception:  # SchemaError, and whatever else a caller's schema does to the library
         return None
     return Draft202012Validator(schema, registry=Registry())
+
+
+@contextlib.contextmanager
+def _within(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block after so much processor time: a caller's pattern may take years.
+
+    Python's `re` and the interpreter look after signals. Only for the main thread, which is where checks run.
+    """
+
+    def too_long(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, too_long)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)

@@ -135,6 +135,23 @@ def test_a_schema_that_points_elsewhere_is_never_fetched(monkeypatch: pytest.Mon
     assert asked == []
 
 
+@pytest.mark.timeout(60)
+def test_a_pattern_that_takes_years_does_not_stop_the_night() -> None:
+    slow = WEATHER | {"parameters": {"properties": {"city": {"type": "string", "pattern": "^(a+)+b$"}}}}
+    call = ("weather", {"city": "a" * 60})
+    found = wrong(request=request(user("Hi"), tools=(slow,)), answer=assistant("", call))
+    assert found == {"invalid_tool_calls": 1}
+    call = ("weather", {"city": "aab"})
+    assert wrong(request=request(user("Hi"), tools=(slow,)), answer=assistant("", call)) == {}
+
+
+@pytest.mark.timeout(60)
+def test_a_schema_that_takes_minutes_to_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("validation.features._SCHEMA_SECONDS", 0.3)
+    slow = WEATHER | {"parameters": {"type": "object", "pattern": "(?i:[ -\U0010ffff])" * 2500}}
+    assert wrong(request=request(user("Hi"), tools=(slow,))) == {"invalid_tools": 1}
+
+
 def test_a_schema_that_points_at_itself_ends() -> None:
     endless = WEATHER | {"parameters": {"$ref": "#"}}
     assert wrong(request=request(user("Hi"), tools=(endless,)), answer=assistant("", CALL)) == {
