@@ -34,6 +34,7 @@ lint: install ## ruff, mypy --strict, import rules, buf, ansible-lint
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
+	scripts/buf_breaking.sh
 	scripts/proto.sh --check
 	cd infra/ansible && ANSIBLE_HOME="$$PWD/../../var/ansible" ../../$(BIN)/ansible-lint --offline
 
