@@ -2,8 +2,8 @@
 
     python -m tests.integration.log_writer <spool folder> <dsn>
 
-Prints the id of each inference once it is accepted, and `end <id>` once its end is on disk. Runs until
-killed.
+Prints the id of each inference once it is accepted, `end <id>` once its end is on disk, and `feedback <id>`
+once that is. Runs until killed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ async def traffic(spool: FileSpool) -> None:
         await asyncio.sleep(random.random() * 0.01)
         await spool.append(make.ended(start.id))
         print("end", start.id, flush=True)
+        if random.random() < 0.3:
+            said = make.feedback(start.id)
+            await spool.append(said)
+            print("feedback", said.id, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import psycopg
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,8 +21,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from agentloop.v1 import feedback_pb2, feedback_pb2_grpc, inference_pb2_grpc, model_pb2, model_pb2_grpc
 from agentloop.v1 import inference_pb2 as pb
 from grpc_server.adapters.local_postgres import LocalPostgres
+from tests.integration.conftest_engine import processes_below
 from tests.integration.grpc_bench import bearer, hello, rest_of, status_of
-from tests.live_server import LiveServer
+from tests.live_server import ROOT, LiveServer
 
 WEATHER = pb.ToolDefinition(
     name="weather.get",
@@ -202,6 +205,65 @@ async def test_a_revoked_token_is_refused_within_five_seconds(
         await asyncio.sleep(0.2)
 
 
+async def test_a_chat_with_a_revoked_token_is_refused_within_five_seconds_before_anything_is_generated(
+    live_server: LiveServer, channel: grpc.aio.Channel
+) -> None:
+    text = live_server.token("infer", name="leaver")
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    request = hello("Hi", sampling=options(max_tokens=1))
+    answered = await rest_of(stub.Chat(request, metadata=bearer(text)))
+    live_server.run("tokens", "revoke", text.split("_")[1])
+    until = time.monotonic() + 5
+    while True:
+        call: Any = stub.Chat(request, metadata=bearer(text))
+        event = await read_or_none(call)
+        if event is None:
+            break
+        answered += [event, *await rest_of(call)]
+        assert time.monotonic() < until
+        await asyncio.sleep(0.2)
+    assert await call.code() is grpc.StatusCode.UNAUTHENTICATED
+    accepted = [event.started.inference_id for event in answered if event.HasField("started")]
+    await asyncio.sleep(0.5)
+    query = "SELECT inference_id::text FROM learning_log WHERE caller = 'leaver'"
+    assert {one for (one,) in rows(live_server, query)} <= set(accepted)
+
+
+async def read_or_none(call: Any) -> Any:
+    """The first event of a stream; None where it is refused."""
+    try:
+        return await call.read()
+    except grpc.aio.AioRpcError:
+        return None
+
+
+async def test_an_engine_that_dies_in_mid_answer_is_unavailable_and_has_a_row_and_comes_back(
+    live_server: LiveServer, channel: grpc.aio.Channel, token: str
+) -> None:
+    assert live_server.process is not None
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    request = hello("Count to a million.", sampling=options(max_tokens=900))
+    call: Any = stub.Chat(request, metadata=bearer(token))
+    started = (await call.read()).started
+    assert (await call.read()).HasField("text_delta")
+    for child in processes_below(live_server.process.pid, "embedded_child"):
+        child.kill()
+    error = await status_of(call)
+    assert error.code() is grpc.StatusCode.UNAVAILABLE
+    assert "its process died" in (error.details() or "")
+    query = f"SELECT status, error FROM learning_log WHERE inference_id = '{started.inference_id}'"
+    until = time.monotonic() + 10
+    while not (found := rows(live_server, query)):
+        assert time.monotonic() < until
+        await asyncio.sleep(0.1)
+    assert found == [("error", error.details())]
+    again = stub.Chat(hello("Hi", sampling=options(max_tokens=2)), metadata=bearer(token))
+    assert (await rest_of(again))[-1].HasField("completed")
+    async with httpx.AsyncClient(base_url=f"http://{live_server.http_address}", trust_env=False) as http:
+        assert (await http.get("/readyz")).status_code == 200
+        assert 'error_type="EngineUnavailable"' in (await http.get("/metrics")).text
+
+
 def test_it_tells_its_addresses_and_is_ready(live_server: LiveServer) -> None:
     assert live_server.process is not None
     announced = json.loads(live_server.announcement.read_text())
@@ -226,6 +288,31 @@ def test_a_second_server_on_the_same_folder_is_refused(live_server: LiveServer) 
         assert "Traceback" not in second.log()
     finally:
         live_server.announcement.write_text(announced)
+
+
+async def test_a_signal_while_it_loads_its_model_ends_it_at_once_and_leaves_nothing(
+    state: Path, base_gguf: Path
+) -> None:
+    server = LiveServer(state, base_gguf=base_gguf)
+    command = [sys.executable, "-m", "grpc_server", "serve"]
+    with server.log_path.open("ab") as log_file:
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=ROOT, env=server.environment, stdout=log_file, stderr=log_file
+        )
+    until = time.monotonic() + 60
+    while not processes_below(process.pid, "embedded_child"):
+        assert process.returncode is None, server.log()
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+    started = processes_below(process.pid)
+    process.terminate()
+    assert await asyncio.wait_for(process.wait(), 30) == 0
+    lines = [json.loads(line)["message"] for line in server.log().splitlines()]
+    assert "ready" not in lines
+    assert lines[-1] == "stopped"
+    assert not server.announcement.exists()
+    assert [one for one in started if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+    assert LocalPostgres(state / "postgres").pid is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -88,6 +89,11 @@ def statuses(dsn: str) -> dict[str, str]:
     return {str(row[0]): row[1] for row in query(dsn, "SELECT id, status FROM inference")}
 
 
+def stored_feedback(dsn: str) -> set[str]:
+    """The id of each, which is its primary key."""
+    return {str(row[0]) for row in query(dsn, "SELECT id FROM feedback")}
+
+
 async def until(what: Callable[[], bool], seconds: float) -> None:
     end = time.monotonic() + seconds
     while not what():
@@ -119,12 +125,17 @@ async def reopened(spool: FileSpool) -> FileSpool:
 
 
 class Traffic:
-    """Callers that note what they saw: each accepted inference, and whether its answer was complete."""
+    """Callers that note what they saw: each accepted inference, and whether its answer was complete.
+
+    `said` is the feedback that they sent, `heard` what the server confirmed of it.
+    """
 
     def __init__(self, server: LiveServer, token: str) -> None:
         self.server, self.token = server, token
         self.accepted: set[str] = set()
         self.completed: set[str] = set()
+        self.said: set[str] = set()
+        self.heard: set[str] = set()
         self.errors: list[str] = []
         self._on = True
         self._tasks: list[asyncio.Task[None]] = []
@@ -157,14 +168,18 @@ class Traffic:
                         return  # a caller that goes away
                 elif isinstance(event, Completed):
                     self.completed.add(inference_id)
+        feedback_id = str(uuid4())
+        self.said.add(feedback_id)
+        await client.submit_feedback(inference_id, score=0.5, feedback_id=feedback_id)
+        self.heard.add(feedback_id)
 
 
-async def test_postgres_killed_under_traffic_then_the_server_lose_nothing(
+async def test_postgres_killed_under_traffic_then_the_server_which_starts_without_it_lose_nothing(
     places: Callable[[str], Path], base_gguf: Path, killable: KillablePostgres
 ) -> None:
     callers = 4
     with LiveServer(places("state"), base_gguf=base_gguf, database_url=killable.dsn) as server:
-        token = server.token("infer")
+        token = server.token("infer", "feedback")
         traffic = Traffic(server, token)
         traffic.start(callers)
         await until(lambda: len(traffic.completed) >= 6, 60)
@@ -178,13 +193,14 @@ async def test_postgres_killed_under_traffic_then_the_server_lose_nothing(
         await traffic.stop()
         assert errors == []
 
-        killable.start()
-        server.start()
+        server.start()  # by the tokens and routes that it knew last
         last = Traffic(server, token)
         last.start(1)
-        await until(lambda: len(last.completed) >= 2, 60)
+        await until(lambda: len(last.heard) >= 2, 60)
         await last.stop()
+        assert last.errors == []
 
+        killable.start()
         accepted = traffic.accepted | last.accepted
         await until(lambda: _all_ended(statuses(killable.dsn), accepted), 60)
         assert server.stop() == 0
@@ -197,6 +213,9 @@ async def test_postgres_killed_under_traffic_then_the_server_lose_nothing(
     assert len(set(stored) - accepted) <= callers
     for inference_id in traffic.completed | last.completed:
         assert stored[inference_id] == "ok"
+    heard = traffic.heard | last.heard
+    assert len(heard) > 10
+    assert heard <= stored_feedback(killable.dsn) <= traffic.said | last.said
     aborted = {one for one, status in stored.items() if status == "aborted"}
     assert len(aborted) <= callers
     assert not aborted & traffic.completed
@@ -217,6 +236,8 @@ async def test_kills_at_any_moment_lose_nothing_and_store_nothing_twice(
     spool_dir = tmp_path / "spool"
     accepted: set[str] = set()
     ended: set[str] = set()
+    said: set[str] = set()
+    told = {"": accepted, "end": ended, "feedback": said}
     for round_number in range(6):
         writer = subprocess.Popen(
             [sys.executable, "-m", "tests.integration.log_writer", str(spool_dir), killable.dsn],
@@ -236,7 +257,8 @@ async def test_kills_at_any_moment_lose_nothing_and_store_nothing_twice(
         writer.wait()
         for line in lines:
             if line.endswith("\n"):
-                (ended if line.startswith("end ") else accepted).add(line.strip().removeprefix("end "))
+                kind, _, identity = line.strip().rpartition(" ")
+                told[kind].add(identity)
         if round_number % 3 == 1:
             killable.start()
 
@@ -253,6 +275,10 @@ async def test_kills_at_any_moment_lose_nothing_and_store_nothing_twice(
     assert len(set(stored) - accepted) <= 6 * 8  # written, and killed before it was told
     assert spool.dead_letters() == 0
     assert {stored[one] for one in ended} == {"ok"}
+    feedback = stored_feedback(killable.dsn)
+    assert said
+    assert said <= feedback
+    assert len(feedback - said) <= 6 * 8
     assert set(stored.values()) <= {"ok", "aborted"}
 
 
