@@ -83,7 +83,8 @@ class Engine(Protocol):
     async def install(self, name: str, path: Path, sha256: str) -> bool:
         """Take a GGUF as a new version; False if it was there already.
 
-        Raises AlreadyExists (same name, other bytes), Precondition (no such file, other sha256, no GGUF).
+        Raises AlreadyExists (same name, other bytes), Precondition (no such file, other sha256, no GGUF), and
+        Exhausted (a full disk).
         """
 
     async def remove(self, name: str) -> bool:

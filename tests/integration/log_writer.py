@@ -36,7 +36,7 @@ async def traffic(spool: FileSpool) -> None:
         await asyncio.sleep(random.random() * 0.01)
         await spool.append(make.ended(start.id))
         print("end", start.id, flush=True)
-        if random.random() < 0.3:
+        if random.random() < 0.5:
             said = make.feedback(start.id)
             await spool.append(said)
             print("feedback", said.id, flush=True)
