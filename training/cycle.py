@@ -24,12 +24,13 @@ import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -45,6 +46,8 @@ _ID = re.compile(r"\d{8}T\d{6}Z")
 _ID_FORMAT = "%Y%m%dT%H%M%SZ"
 _STEPS = "steps"
 _SAMPLE_SECONDS = 1.0
+# Where `make install` puts packages that do not belong among those that are imported.
+_BESIDE = [str(Path(sys.prefix, "converter")), str(Path(sys.prefix, "llama.cpp").resolve().parents[1])]
 _TOLD_TO_END = 128 + signal.SIGTERM
 
 
@@ -280,7 +283,8 @@ def _versions(packages: Sequence[str]) -> dict[str, str]:
         try:
             versions[package] = version(package)
         except PackageNotFoundError:
-            versions[package] = "not installed"
+            beside = distributions(name=package, path=_BESIDE)
+            versions[package] = next((each.version for each in beside), "not installed")
     return versions
 
 

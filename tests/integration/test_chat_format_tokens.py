@@ -48,7 +48,7 @@ def served(text: str, gguf: Path, scratch: Path) -> list[int]:
     """Token ids as llama.cpp makes them of a prompt, with what it adds in front."""
     file = scratch / "prompt.txt"
     file.write_text(text, encoding="utf-8")
-    tool = llama_tool("llama-tokenize", scratch)
+    tool = llama_tool("llama-tokenize")
     said = subprocess.run(
         [tool, "-m", gguf, "-f", file, "--ids", "--log-disable"],
         env={**os.environ, "LD_LIBRARY_PATH": str(tool.parent)},
