@@ -198,7 +198,7 @@ def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> 
 
 
 def llama_tool(name: str) -> Path:
-    """The path of one of llama.cpp's programs: beside this interpreter, where `make install` links it, or on PATH.
+    """One of llama.cpp's programs: beside this interpreter, where `make install` links them, or on PATH.
 
     Raises:
         QuantizeError: if it is in neither place.
