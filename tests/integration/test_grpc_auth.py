@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+import pytest_asyncio
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -44,6 +45,13 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield running
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def refusing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+    """One server for all who are refused: it keeps nothing of them."""
+    async with Bench().run(tmp_path_factory.mktemp("refusing")) as running:
+        yield running
+
+
 def call(bench: Bench, name: str, metadata: Any) -> Any:
     """A call of any method with an empty request."""
     method = METHODS[name]
@@ -66,13 +74,14 @@ def test_every_method_of_the_api_has_its_scope_and_no_other_is_named() -> None:
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 @pytest.mark.parametrize("kind", sorted(BAD))
+@pytest.mark.asyncio(loop_scope="module")
 async def test_a_call_without_a_valid_token_is_unauthenticated_and_says_no_more(
-    bench: Bench, name: str, kind: str
+    refusing: Bench, name: str, kind: str
 ) -> None:
-    error = await status_of(call(bench, name, BAD[kind]))
+    error = await status_of(call(refusing, name, BAD[kind]))
     assert error.code() is grpc.StatusCode.UNAUTHENTICATED
     assert error.details() == "a valid token is needed: authorization: Bearer al_…"
-    assert (bench.engine.asked, bench.spool.records, bench.routes.store.changes) == ([], [], [])
+    assert (refusing.engine.asked, refusing.spool.records, refusing.routes.store.changes) == ([], [], [])
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -188,12 +188,12 @@ def _enter(where: Path, outcome: "multiprocessing.Queue[str]") -> None:
 
 
 def test_the_same_step_does_not_run_twice_at_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")  # a fork has of this process's threads only their locks
     outcome: multiprocessing.Queue[str] = context.Queue()
     with cycle.step(tmp_path, "curate"):
         other = context.Process(target=_enter, args=(tmp_path, outcome))
         other.start()
-        said = outcome.get(timeout=30)
+        said = outcome.get(timeout=60)
         other.join()
     assert "curate" in said and "another process" in said
 

@@ -17,7 +17,7 @@ OLD, NEW, SHADOW = "m:20260101T000000Z", "m:20260102T000000Z", "m:20251231T00000
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 # Plays `agent-loop`: keeps its arguments in `asked`, and answers with the files `<group>-<command>.json`.
-PROGRAM = """#!{python}
+PROGRAM = """#!{python} -S
 import json, pathlib, sys
 here = pathlib.Path(__file__).parent
 words = [word for word in sys.argv[1:] if not word.startswith("--")]
@@ -96,9 +96,7 @@ def test_promotion_gives_everything_and_ends_a_shadow_of_the_same_version() -> N
 
 def test_two_canaries_are_refused_with_what_to_do() -> None:
     before = [target(OLD, "stable", 90), target(SHADOW, "canary", 10)]
-    with pytest.raises(
-        agentloop_route.RefusedError, match=r"another rollout is at work.*make rollback TO="
-    ):
+    with pytest.raises(agentloop_route.RefusedError, match=r"another rollout is at work.*make rollback TO="):
         agentloop_route.targets_for(before, "canary", NEW, 10)
 
 
