@@ -22,6 +22,7 @@ from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.domain.errors import EngineFailed, EngineUnavailable
 from grpc_server.domain.ports import Generation
 from grpc_server.domain.types import Sampling
+from tests.coverage_files import untraced
 from tests.integration.conftest_engine import (
     BASE_SHA256,
     ROOT,
@@ -96,7 +97,7 @@ def test_nothing_outlives_a_server_that_is_killed(
     binary = [ollama_binary()] if script is OLLAMA else []
     folder = tmp_path / "é & m" if script is OLLAMA else versions
     command = [sys.executable, "-c", script, str(folder), str(base_gguf()), BASE_SHA256, *binary]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as server:
+    with subprocess.Popen(command, cwd=ROOT, env=untraced(), stdout=subprocess.PIPE) as server:
         assert server.stdout is not None
         assert server.stdout.readline() == b"ready\n"
         left = processes_below(server.pid)
@@ -109,7 +110,11 @@ def test_an_engine_runs_at_the_priority_of_who_started_it(versions: Path) -> Non
     """The kernel's autogroups follow sessions: a child in one of its own would run as if nobody were nice."""
     command = [sys.executable, "-c", EMBEDDED, str(versions), str(base_gguf()), BASE_SHA256]
     with subprocess.Popen(
-        ["nice", "-n", "7", *command], cwd=ROOT, stdout=subprocess.PIPE, start_new_session=True
+        ["nice", "-n", "7", *command],
+        cwd=ROOT,
+        env=untraced(),
+        stdout=subprocess.PIPE,
+        start_new_session=True,
     ) as server:
         assert server.stdout is not None
         server.stdout.readline()
