@@ -21,23 +21,29 @@ from demo.failure import LinkError
 from demo.plan import HOME, Plan
 from demo.processes import MARK
 from demo.screen import Screen
+from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.unit.test_demo_pieces import NAMES
 
-NIGHT = (sys.executable, str(HOME / "tests" / "integration" / "night_stand_in.py"))
-ENOUGH_FOR_EACH_MISHAP = 31
+STAND_INS = HOME / "tests" / "integration"
+ENOUGH_FOR_EACH_MISHAP = 7  # where every second request goes wrong
+NIGHT = (sys.executable, str(STAND_INS / "night_stand_in.py"))
+FAKE_ENGINE = (sys.executable, str(STAND_INS / "server_stand_in.py"))  # all else of it is real
+TRACING = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("AGENTLOOP_")]:
+    """Nothing of ours reaches the demo's programs; other tests run the same, for coverage to trace."""
+    for name in [name for name in os.environ if name.startswith(("AGENTLOOP_", "COVERAGE_"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PYTHONPATH", str(HOME))
 
 
 @pytest.fixture(scope="module")
-def plan(places: Callable[[str], Path], base_gguf: Path) -> Iterator[Plan]:
+def plan(places: Callable[[str], Path], cluster: Callable[[Path], Path], base_gguf: Path) -> Iterator[Plan]:
     """One state folder for all, as on a machine where the demo is run again and again."""
     place = places("a démo & its state")
+    cluster(place / "var" / "postgres")
     yield Plan(
         state_dir=place / "var",
         cycles_dir=place / "cycles",
@@ -50,8 +56,9 @@ def plan(places: Callable[[str], Path], base_gguf: Path) -> Iterator[Plan]:
 
 
 def started_by(state_dir: Path) -> list[int]:
-    """What still runs of a demo on that folder, its Postgres too."""
-    left = []
+    """What still runs of a demo on that folder, and its Postgres, which knows nothing of the demo."""
+    postmaster = LocalPostgres(state_dir / "postgres").pid
+    left = [] if postmaster is None else [postmaster]
     for process in psutil.process_iter():
         try:
             ours = process.environ().get(MARK) == str(state_dir) or str(state_dir) in process.cmdline()
@@ -70,7 +77,10 @@ async def run(plan: Plan) -> tuple[Path, str]:
 
 
 @pytest.mark.slow
-async def test_a_demo_shows_its_figures_and_leaves_nothing_running(plan: Plan) -> None:
+async def test_a_demo_shows_its_figures_and_leaves_nothing_running(
+    plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("demo.traffic.MISHAP_EVERY", 2)
     install = (sys.executable, "-c", "import time; print('building', flush=True); time.sleep(1)")
     path, shown = await run(replace(plan, requests=ENOUGH_FOR_EACH_MISHAP, install=install))
     figures = json.loads(path.read_text())
@@ -97,7 +107,7 @@ async def test_a_demo_shows_its_figures_and_leaves_nothing_running(plan: Plan) -
 @pytest.mark.slow
 async def test_a_night_that_fails_names_its_step_its_log_and_what_to_do(plan: Plan) -> None:
     with pytest.raises(LinkError) as caught:
-        await run(replace(plan, night=(*NIGHT, "fail")))
+        await run(replace(plan, server=FAKE_ENGINE, night=(*NIGHT, "fail")))
     text = str(caught.value)
     assert "night, step curate" in text
     assert "exit code 3" in text
@@ -108,7 +118,7 @@ async def test_a_night_that_fails_names_its_step_its_log_and_what_to_do(plan: Pl
 
 @pytest.mark.slow
 async def test_a_night_that_few_new_questions_teach_too_little_ends_well_and_says_why(plan: Plan) -> None:
-    path, shown = await run(replace(plan, night=(*NIGHT, "skip")))
+    path, shown = await run(replace(plan, server=FAKE_ENGINE, night=(*NIGHT, "skip")))
     assert json.loads(path.read_text())["verdict"] == "skipped"
     assert "skipped at curate: 3 new training examples, 32 needed" in shown
 
@@ -116,7 +126,7 @@ async def test_a_night_that_few_new_questions_teach_too_little_ends_well_and_say
 @pytest.mark.slow
 async def test_a_server_that_dies_is_named(plan: Plan) -> None:
     with pytest.raises(LinkError) as caught:
-        await conduct(replace(plan, night=(*NIGHT, "kill")), Screen(Console(width=120)))
+        await run(replace(plan, server=FAKE_ENGINE, night=(*NIGHT, "kill")))
     assert str(caught.value).startswith("server: it ended, with exit code -9")
     assert started_by(plan.state_dir) == []
 
@@ -125,7 +135,7 @@ async def test_a_server_that_dies_is_named(plan: Plan) -> None:
 async def test_an_installation_that_fails_ends_the_demo(plan: Plan) -> None:
     install = (sys.executable, "-c", "import sys; sys.exit('no matching distribution')")
     with pytest.raises(LinkError) as caught:
-        await run(replace(plan, install=install))
+        await run(replace(plan, server=FAKE_ENGINE, install=install))
     assert str(caught.value).startswith("installation: it ended with exit code 1")
     assert "no matching distribution" in str(caught.value)
 
@@ -139,6 +149,7 @@ async def test_a_signal_ends_the_demo_and_all_that_it_started(
         *(sys.executable, "-m", "demo", "--requests", "100", "--night-python", "false"),
         cwd=HOME,
         env=os.environ
+        | (TRACING if number is signal.SIGTERM else {})  # nothing else runs `demo/__main__.py`
         | {
             "AGENTLOOP_STATE_DIR": str(plan.state_dir),
             "AGENTLOOP_CYCLES_DIR": str(plan.cycles_dir),
