@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import grpc
 from agentloop.v1 import inference_pb2, inference_pb2_grpc
 from grpc_server.domain.ports import Generation
 from grpc_server.domain.types import Route, Target, TargetRole
+from tests.coverage_files import untraced
 from tests.fakes import FakeEngine, FakeRoutes, FakeRouteStore, route_to
 from tests.integration.grpc_bench import Bench, bearer, hello
 
@@ -92,9 +92,7 @@ class World:
 
     def environment(self, **more: str) -> dict[str, str]:
         assert self.bench.running is not None
-        kept = {
-            name: value for name, value in os.environ.items() if not name.startswith(("AGENTLOOP", "ANSIBLE"))
-        }
+        kept = {k: v for k, v in untraced().items() if not k.startswith(("AGENTLOOP", "ANSIBLE"))}
         return kept | {
             "ANSIBLE_CONFIG": str(CHECKOUT / "infra/ansible/ansible.cfg"),
             "ANSIBLE_HOME": str(self.folder / "ansible"),

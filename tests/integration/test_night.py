@@ -21,6 +21,8 @@ import psycopg
 import pytest
 from sqlalchemy.engine import make_url
 
+from tests.coverage_files import untraced
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 HOME = Path(__file__).resolve().parents[2]
 ALL = [
@@ -59,7 +61,7 @@ class Night:
         self.python.chmod(0o755)
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("AGENTLOOP", "AIRFLOW", "ANSIBLE"))}
+        kept = {k: v for k, v in untraced().items() if not k.startswith(("AGENTLOOP", "AIRFLOW", "ANSIBLE"))}
         return subprocess.Popen(
             [sys.executable, str(HOME / "scripts" / "night.py"), *arguments],
             env=kept
@@ -167,12 +169,14 @@ def test_a_night_that_is_told_to_end_ends_its_step_too(night: Night) -> None:
     pid_file = night.folder / "pid"
     process = night.start(PLAY_freeze=f"echo $$ >'{pid_file}'; exec sleep 600")
     try:
+        end = time.monotonic() + 120
         while not (pid_file.exists() and pid_file.read_text().strip()):
             assert process.poll() is None
+            assert time.monotonic() < end, "the step did not begin"
             time.sleep(0.1)
         step = int(pid_file.read_text())
         process.send_signal(signal.SIGTERM)
-        out, _ = process.communicate(timeout=30)
+        out, _ = process.communicate(timeout=60)
         assert process.returncode == 1
         assert Path(out.splitlines()[-1]).parent == night.folder / "cycles"
         end = time.monotonic() + 10

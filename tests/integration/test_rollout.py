@@ -173,7 +173,7 @@ def test_a_route_that_somebody_changes_midway_is_left_to_them(here: World) -> No
 
 
 def test_a_registry_that_fails_puts_the_champion_back(here: World) -> None:
-    played = here.play("rollout", MARK_EXIT="1")
+    played = here.play("rollout", "-e", "model_mark_retry_seconds=0", MARK_EXIT="1")
     assert played.code == 0, played.out
     assert here.targets == UNTOUCHED
     assert here.rollout["result"] == "rolled_back"
