@@ -7,7 +7,6 @@ embedded engine, and Ansible plays the playbook.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ import yaml
 from agentloop import AgentLoopError, Answer, Client, Sampling, Target
 from grpc_server.domain.chat_format import render, render_answer
 from grpc_server.domain.types import Message, Role
+from tests.coverage_files import untraced
 from tests.live_server import ROOT, LiveServer
 from training import cycle, recipe
 
@@ -77,7 +77,7 @@ def learn(directory: Path, base_gguf: Path, program: str) -> tuple[str, str]:
 def run(command: list[str | Path], **environment: str) -> str:
     """What a command says, in the checkout's root; fails unless it succeeds."""
     outside = {
-        name: value for name, value in os.environ.items() if not name.startswith(("AGENTLOOP", "ANSIBLE"))
+        name: value for name, value in untraced().items() if not name.startswith(("AGENTLOOP", "ANSIBLE"))
     }
     done = subprocess.run(
         command,

@@ -19,6 +19,7 @@ from typer.main import get_command
 from agentloop import cli
 from grpc_server import __main__ as grpc_server
 from grpc_server import tokens_cli
+from tests.coverage_files import untraced
 from tests.integration import night_by_hand
 from tests.integration.rollout_bench import CANDIDATE, CHAMPION, GGUF, World, stable, world
 from tests.live_server import ROOT, LiveServer
@@ -98,7 +99,7 @@ def filled(command: str, **values: str) -> str:
 def outside() -> dict[str, str]:
     """The environment, without what pytest's own make and the operator's shell put there."""
     names = ("AGENTLOOP", "ANSIBLE", "MAKE", "MFLAGS", "CYCLE", "TO", "ARGS")
-    return {name: value for name, value in os.environ.items() if not name.startswith(names)}
+    return {name: value for name, value in untraced().items() if not name.startswith(names)}
 
 
 def run(*command: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
