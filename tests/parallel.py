@@ -12,23 +12,19 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# By what the files share: the converted base (45 s of work where it is missing), a server, real engines.
+# By what the files share: a server, real engines.
 GROUPS = {
-    "hf-cache": (
-        "test_nothing_leaves",
-        "test_masked_end_of_turn",
-        "test_quantize",
-        "test_chat_format_tokens",
-    ),
     "live-server": ("test_live_server", "test_evaluate", "test_readme"),
     "engines": ("test_engine_conformance", "test_engine_processes"),
 }
 # So that neither process is left alone with something long at the end: `make test` prints the slowest tests.
 LONGEST_FIRST = (
-    "hf-cache",
+    "test_nothing_leaves",
+    "test_masked_end_of_turn",
     "test_rollout",
     "engines",
     "test_night",
+    "test_quantize",
     "test_demo",
     "live-server",
     "test_log_faults",
