@@ -25,6 +25,7 @@ from grpc_server.domain.errors import EngineUnavailable
 from grpc_server.domain.plain import message_to_plain, request_to_plain
 from grpc_server.domain.ports import Generation
 from grpc_server.domain.types import ChatRequest, Message, Role
+from tests.coverage_files import untraced
 from tests.fakes import FakeEngine, FakeRoutes, FakeRouteStore
 from tests.integration.grpc_bench import Bench
 from tests.live_server import LiveServer
@@ -100,6 +101,12 @@ def engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Fa
     yield started
 
 
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    """The suites, with a tenth of the leaderboard's items."""
+    return tmp_config(tmp_path, "    source: leaderboard\n", "    source: leaderboard\n    cap: 10\n")
+
+
 def evaluated(directory: Path, place: Place, **options: Any) -> dict[str, Any]:
     return evaluate.run(directory, place, champion="gemma-3-270m:base", **options)
 
@@ -164,53 +171,53 @@ def test_the_command_line_prints_a_line_for_each_suite_and_subject(
 
 
 def test_the_same_evaluation_again_asks_nobody(
-    directory: Path, place: Place, engines: list[FakeEngine]
+    directory: Path, place: Place, engines: list[FakeEngine], few: Path
 ) -> None:
-    first = evaluated(directory, place)
-    assert evaluated(directory, place) == first
+    first = evaluated(directory, place, config_file=few)
+    assert evaluated(directory, place, config_file=few) == first
     assert len(engines) == 1
 
 
 def test_a_champion_is_asked_once_for_all_nights(
-    directory: Path, place: Place, engines: list[FakeEngine]
+    directory: Path, place: Place, engines: list[FakeEngine], few: Path
 ) -> None:
-    evaluated(directory, place)
+    evaluated(directory, place, config_file=few)
     (directory / "model.gguf").write_bytes(b"GGUF another candidate")
-    evaluated(directory, place)
+    evaluated(directory, place, config_file=few)
     assert {generation.model_version for generation in engines[1].asked} == {CANDIDATE}
 
 
 def test_a_champion_is_asked_again_by_another_engine(
-    directory: Path, place: Place, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+    directory: Path, place: Place, engines: list[FakeEngine], few: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluated(directory, place)
+    evaluated(directory, place, config_file=few)
     (directory / "model.gguf").write_bytes(b"GGUF another candidate")
     monkeypatch.setattr(evaluate, "generator", lambda engine: {"engine": engine, "engine_version": "newer"})
-    evaluated(directory, place)
+    evaluated(directory, place, config_file=few)
     assert {generation.model_version for generation in engines[1].asked} == {CANDIDATE, "gemma-3-270m:base"}
 
 
 def test_an_evaluation_that_was_killed_goes_on_where_it_stood(
-    directory: Path, place: Place, engines: list[FakeEngine], monkeypatch: pytest.MonkeyPatch
+    directory: Path, place: Place, engines: list[FakeEngine], few: Path
 ) -> None:
     class PowerCutError(Exception):
         pass
 
     def cut(done: int, total: int) -> None:
-        if done == 50:
+        if done == 20:
             raise PowerCutError
 
     with pytest.raises(PowerCutError):
-        evaluated(directory, place, progress=cut)
+        evaluated(directory, place, config_file=few, progress=cut)
     assert not (directory / "evaluation").exists()
     (kept,) = (place.state_dir / "cache" / "evaluation").iterdir()
-    assert len(kept.read_text().splitlines()) == 50
+    assert len(kept.read_text().splitlines()) == 20
     kept.write_text(kept.read_text()[:-20])  # and its last line was half written
 
     seen: list[int] = []
-    summary = evaluated(directory, place, progress=lambda done, total: seen.append(done))
-    assert seen[0] == 49
-    assert summary["simple_python"]["candidate"]["n"] == 100
+    summary = evaluated(directory, place, config_file=few, progress=lambda done, total: seen.append(done))
+    assert seen[0] == 19
+    assert summary["simple_python"]["candidate"]["n"] == 10
 
 
 def test_an_engine_that_goes_down_fails_the_step(
@@ -233,13 +240,13 @@ def tmp_config(where: Path, before: str, after: str) -> Path:
 
 
 def test_an_item_that_cannot_be_asked_counts_as_wrong_for_all(
-    directory: Path, place: Place, engines: list[FakeEngine]
+    directory: Path, place: Place, engines: list[FakeEngine], few: Path
 ) -> None:
     gate_file = directory / "dataset" / "gate.jsonl"
     lines = [json.loads(line) for line in gate_file.read_text().splitlines()]
     lines[0]["request"]["messages"][0]["role"] = "tool"
     gate_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    evaluated(directory, place)
+    evaluated(directory, place, config_file=few)
     refused = [row for row in rows(directory, "gate") if row["finish_reason"] == "refused"]
     assert [row["subject"] for row in refused] == ["champion", "candidate"]
     assert not any(row["correct"] for row in refused)
@@ -248,7 +255,7 @@ def test_an_item_that_cannot_be_asked_counts_as_wrong_for_all(
         for file in (place.state_dir / "cache" / "evaluation").iterdir()
         for line in file.read_text().splitlines()
     ]
-    assert len(cached) == 318, "another server may not refuse it"
+    assert len(cached) == 3 * 10 + 2 * 9, "another server may not refuse it"
     assert not any(answer["finish_reason"] == "refused" for answer in cached)
 
 
@@ -318,7 +325,7 @@ def program(where: Path, body: str) -> tuple[str, ...]:
     """A stand-in for `python -m grpc_server`, to see what its failures come to."""
     path = where / "program.py"
     path.write_text("import json, os, signal, sys, time\n" + textwrap.dedent(body))
-    return (sys.executable, str(path))
+    return (sys.executable, "-S", str(path))  # without site-packages: nothing in it traces the process
 
 
 READY = """
@@ -414,8 +421,10 @@ async def test_a_server_that_died_is_told_when_the_work_is_over(tmp_path: Path) 
         async with own_server.own_server(
             tmp_path / "e", engine="embedded", parallel=1, program=program(tmp_path, READY + "time.sleep(1)")
         ) as server:
-            await ended(server.pid)
-            await asyncio.sleep(0.5)  # until the event loop has heard of it
+            async with asyncio.timeout(20):
+                while psutil.pid_exists(server.pid):  # noqa: ASYNC110 (until the event loop has reaped it)
+                    await asyncio.sleep(0.05)
+            await asyncio.sleep(0.1)  # and has told whoever waits for it
 
 
 async def test_a_server_that_does_not_listen_is_killed(
@@ -443,7 +452,7 @@ from pathlib import Path
 from training.own_server import own_server
 async def main():
     async with own_server(Path(sys.argv[1]), engine="embedded", parallel=1,
-                          program=(sys.executable, sys.argv[2])) as server:
+                          program=(sys.executable, "-S", sys.argv[2])) as server:
         print(server.pid, flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 asyncio.run(main())
@@ -455,7 +464,8 @@ async def test_what_a_killed_evaluation_left_ends_and_is_deleted_by_the_next(tmp
     parent = tmp_path / "e"
     killed = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-c", STARTS_ONE_AND_IS_KILLED, str(parent), stays[1]),
+        *("-c", STARTS_ONE_AND_IS_KILLED, str(parent), stays[-1]),
+        env=untraced(),
         stdout=asyncio.subprocess.PIPE,
     )
     pid = int((await killed.communicate())[0])
@@ -534,7 +544,7 @@ def test_sigterm_ends_an_evaluation_with_all_that_it_started(
     (directory / "model.gguf").symlink_to(base_gguf)
     arguments = [str(each) for each in (place.state_dir, place.cycles_dir, base_gguf, directory)]
     with subprocess.Popen(
-        [sys.executable, "-c", EVALUATES, *arguments], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", EVALUATES, *arguments], env=untraced(), stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for line in process.stdout:
