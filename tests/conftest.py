@@ -23,6 +23,11 @@ if TYPE_CHECKING:
 # follows. Its handlers, run while its threads are at work, have ended the child.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+# Two of these processes share two cores. A computation waits at every barrier for the slower of its threads:
+# where one has no core of its own, two take many times as long as one.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ |= {"OMP_NUM_THREADS": "1", "LLAMA_ARG_THREADS": "1"}
+
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 2 << 30
 

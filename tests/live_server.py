@@ -41,6 +41,7 @@ class LiveServer:
             "grpc_address": "127.0.0.1:0",
             "http_address": "127.0.0.1:0",
             "parallel": 2,
+            "threads": 1,  # see tests/conftest.py
             "context_tokens": 1024,
             **settings,
         }
