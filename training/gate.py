@@ -159,7 +159,7 @@ def _checked(check: Check, rows: Sequence[Row], level: float) -> dict[str, Any]:
 
 def _paired(check: Superior | NotInferior, rows: Sequence[Row], level: float) -> dict[str, Any]:
     margin = check.margin if isinstance(check, NotInferior) else 0.0
-    rule = f"candidate - {check.against}: the whole interval above {-margin:g}"
+    rule = f"candidate - {check.against}: the whole interval above {0.0 - margin:g}"
     base = {"rule": rule, "against": check.against}
     one, other = _by_item(rows, check.against), _by_item(rows, "candidate")
     if set(one) != set(other):
