@@ -87,7 +87,7 @@ def run(command: list[str | Path], **environment: str) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
@@ -172,7 +172,7 @@ def cut(answers: list[Answer]) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_candidate_that_cannot_stop_is_rolled_back_by_its_own_figures_while_the_champion_serves(
     base_gguf: Path, places: Callable[[str], Path], cluster: Callable[[Path], Path], tmp_path: Path
 ) -> None:
