@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import subprocess
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 from grpc_server.adapters import gguf_file
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.domain.errors import EngineUnavailable, Exhausted, NotFound, Precondition
+from tests.small_disk import small_disk_at
 
 NAME = "tiny:1"
 
@@ -86,12 +86,8 @@ async def test_a_wrong_file_leaves_nothing(engine: EmbeddedEngine, tmp_path: Pat
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """2 MiB, and no more."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    with small_disk_at(tmp_path / "disk", 2) as place:
+        yield place
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")

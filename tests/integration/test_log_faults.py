@@ -33,6 +33,7 @@ from tests import records as make
 from tests.coverage_files import untraced
 from tests.integration.conftest_log import dsn, postgres, store
 from tests.live_server import ROOT, LiveServer
+from tests.small_disk import small_disk_at
 
 __all__ = ["dsn", "postgres", "store"]
 
@@ -419,12 +420,8 @@ async def test_repeats_in_any_order_change_nothing(store: PostgresStore, dsn: st
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """24 MiB, and no more."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", place], check=True)
-    yield place
-    subprocess.run(["umount", "--lazy", place], check=True)
+    with small_disk_at(tmp_path / "disk", 24) as place:
+        yield place
 
 
 def fill(place: Path) -> Path:
