@@ -32,6 +32,7 @@ from grpc_server.metrics import Metrics
 from grpc_server.settings import Settings
 from grpc_server.transports import Running, listen, refuse_plaintext
 from grpc_server.uninterrupted import uninterrupted
+from grpc_server.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ async def service(
     async with contextlib.AsyncExitStack() as stack:
         if store is None:
             store = await stack.enter_async_context(_postgres(settings, migrate=migrate))
+            await stack.enter_async_context(_upkeep(settings, store.dsn, metrics).running())
         if spool is None:  # before the engine: its lock says that no other server works in these folders
             spool = await stack.enter_async_context(_spool(settings))
         if engine is None:
@@ -164,6 +166,18 @@ async def _postgres(settings: Settings, *, migrate: bool) -> AsyncIterator[Postg
         yield store
 
 
+def _upkeep(settings: Settings, dsn: str, metrics: Metrics) -> Upkeep:
+    return Upkeep(
+        dsn,
+        metrics,
+        spool_dir=settings.spool_dir,
+        cycles_dir=settings.cycles_dir,
+        retain_months=settings.log_retain_months,
+        keep_unlearned=settings.log_keep_unlearned,
+        actor=settings.server_id,
+    )
+
+
 @contextlib.asynccontextmanager
 async def _started(local: LocalPostgres) -> AsyncIterator[LocalPostgres]:
     """`local`, entered and left in threads."""
@@ -212,7 +226,12 @@ async def engine_of(settings: Settings) -> AsyncIterator[Engine]:
 
 @contextlib.asynccontextmanager
 async def _spool(settings: Settings) -> AsyncIterator[FileSpool]:
-    spool = FileSpool(settings.spool_dir, settings.server_id, int(settings.spool_max_bytes))
+    spool = FileSpool(
+        settings.spool_dir,
+        settings.server_id,
+        int(settings.spool_max_bytes),
+        max_records=settings.spool_max_records,
+    )
     await spool.open()
     try:
         yield spool

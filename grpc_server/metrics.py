@@ -73,6 +73,16 @@ class Metrics:
         )
         for state in ("accepted", "stored", "dead_lettered"):
             self._records.labels(state)
+        self._months_ahead = self._gauge(
+            "agentloop_log_months_ahead",
+            "Coming months that have a partition in the log; below 1 the next one is missing.",
+        )
+        self._without_month = self._gauge(
+            "agentloop_log_rows_without_month", "Rows of months without a partition, counted up to 10,000."
+        )
+        self._months_dropped = Counter(
+            "agentloop_log_months_dropped", "Months of the log that were too old.", registry=self.registry
+        )
         self._engine_up = self._gauge("agentloop_engine_up", "1 while the engine answers.")
         self._store_up = self._gauge("agentloop_store_up", "1 while Postgres answers.")
 
@@ -134,6 +144,20 @@ class Metrics:
     def dead_lettered(self, records: int) -> None:
         """Records that Postgres will never take were set aside."""
         self._records.labels("dead_lettered").inc(records)
+
+    # The upkeep's hooks.
+
+    def months_ahead(self, months: int) -> None:
+        """The log's partitions were looked after: so many coming months have theirs."""
+        self._months_ahead.set(months)
+
+    def rows_without_month(self, rows: int) -> None:
+        """So many rows lie in the default partition."""
+        self._without_month.set(rows)
+
+    def months_dropped(self, months: int) -> None:
+        """So many months were too old."""
+        self._months_dropped.inc(months)
 
     # The health checks' hooks.
 

@@ -128,6 +128,21 @@ class Settings(BaseSettings):
         ge=1024**2,
         description="A spool of this size refuses new work; 1GiB, 500MB …",
     )
+    spool_max_records: int = Field(
+        default=1_000_000,
+        ge=1000,
+        le=1_000_000_000,
+        description="A spool of so many records refuses new work.",
+    )
+    log_retain_months: int = Field(
+        default=0,
+        ge=0,
+        le=1200,
+        description="Months of the log kept before this one; older ones are dropped. 0: all are kept.",
+    )
+    log_keep_unlearned: bool = Field(
+        default=True, description="Keep what no cycle with a verdict has frozen yet, however old it is."
+    )
     server_id: Annotated[str, AfterValidator(_server_id)] = Field(
         default_factory=socket.gethostname, description="This server's name in the log; unique, and kept."
     )

@@ -91,6 +91,7 @@ class PostgresStore:
     """
 
     def __init__(self, dsn: str, *, connections: int = 4) -> None:
+        self.dsn = dsn
         self._pool: AsyncConnectionPool[AsyncConnection[TupleRow]] = AsyncConnectionPool(
             dsn,
             min_size=1,

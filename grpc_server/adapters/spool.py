@@ -53,6 +53,8 @@ SEGMENT_BYTES = 8 << 20
 END_BYTES = 256 << 10
 """Space kept back for one end record: 8,192 tokens of 10 escaped bytes each, three times over."""
 BATCH_BYTES = 8 << 20
+WAITING_BYTES = 64 << 20
+"""What may wait in memory for a disk that is slow to take it; then new work is refused."""
 RETRY_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
@@ -81,8 +83,8 @@ class _Waiting:
 
     @property
     def new_work(self) -> bool:
-        """Whether it may be refused: ends and server starts may not."""
-        return not isinstance(self.record, InferenceEnded | ServerStarted)
+        """Whether it may be refused."""
+        return _may_be_refused(self.record)
 
 
 class FileSpool:
@@ -92,6 +94,7 @@ class FileSpool:
         directory: made if missing (mode 0700: it holds what callers wrote).
         server_id: goes into the ServerStarted record that `open` appends.
         max_bytes: new work is refused when what is not yet stored, and the ends to come, need more.
+        max_records: the same, for the number of records.
         segment_bytes: size at which a new segment begins.
         end_bytes: room kept back for the end of each open inference.
         clock: seconds since the epoch.
@@ -103,6 +106,7 @@ class FileSpool:
         server_id: str,
         max_bytes: int,
         *,
+        max_records: int = 1_000_000,
         segment_bytes: int = SEGMENT_BYTES,
         end_bytes: int = END_BYTES,
         clock: Callable[[], float] = time.time,
@@ -110,6 +114,7 @@ class FileSpool:
         self.directory = directory
         self.server_id = server_id
         self.max_bytes = max_bytes
+        self.max_records = max_records
         self.torn = 0
         """Records cut short by a crash before they were accepted, and dropped when the spool was opened."""
         self._segment_bytes = segment_bytes
@@ -124,6 +129,7 @@ class FileSpool:
         self._refusal = ""
         self._open: set[UUID] = set()
         self._waiting: list[_Waiting] = []
+        self._waiting_bytes = 0
         self._parked: list[_Waiting] = []
         self._flusher: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()  # something to read
@@ -229,6 +235,10 @@ class FileSpool:
         if self._closed:
             raise ShuttingDown("the log is closed: this server is shutting down")
         frame = encode_frame(record, int(self._clock() * 1000))
+        if self._waiting_bytes + len(frame) > WAITING_BYTES and _may_be_refused(record):
+            raise SpoolFull(
+                "the log's disk is too slow for what arrives: no new work is accepted until it is not"
+            )
         waiting = self._enqueue(frame, record)
         try:
             await asyncio.shield(waiting.done)
@@ -239,6 +249,7 @@ class FileSpool:
     def _enqueue(self, frame: bytes, record: LogRecord) -> _Waiting:
         waiting = _Waiting(frame, record, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
+        self._waiting_bytes += len(frame)
         self._wake.set()
         if self._flusher is None or self._flusher.done():
             self._flusher = asyncio.create_task(self._flush(), name="spool")
@@ -248,6 +259,7 @@ class FileSpool:
         """The caller of `append` has gone; nobody else will end what it started."""
         if waiting.new_work and not waiting.taken:
             self._waiting.remove(waiting)
+            self._waiting_bytes -= len(waiting.frame)
             waiting.done.cancel()
         else:
             waiting.done.add_done_callback(lambda done: self._end_abandoned(waiting.record, done))
@@ -271,6 +283,7 @@ class FileSpool:
             for waiting in batch:
                 waiting.taken = True
             outcomes = await loop.run_in_executor(self._writer, self._write, batch)
+            self._waiting_bytes -= sum(len(waiting.frame) for waiting in batch)
             self._arrived.set()
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 if outcome is None:
@@ -287,18 +300,18 @@ class FileSpool:
         outcomes: list[Exception | None] = [None] * len(batch)
         taken = [*self._parked]
         refusal = self._prepare(batch)
-        room = self._room()
+        room, places = self._room()
         for index, waiting in enumerate(batch):
             if not waiting.new_work:
                 taken.append(waiting)
                 continue
-            need = len(waiting.frame)
+            need, rows = len(waiting.frame), 1
             if isinstance(waiting.record, InferenceStarted):
-                need += self._end_bytes
-            if refusal or need > room:
+                need, rows = need + self._end_bytes, 2
+            if refusal or need > room or rows > places:
                 outcomes[index] = SpoolFull(refusal or self._full_text())
                 continue
-            room -= need
+            room, places = room - need, places - rows
             taken.append(waiting)
         try:
             self._put(taken)
@@ -363,15 +376,18 @@ class FileSpool:
         else:
             self._parked = []
 
-    def _room(self) -> int:
-        """Bytes that new work may take, the ends of the open inferences set aside."""
+    def _room(self) -> tuple[int, int]:
+        """Bytes and records that new work may take, the ends of the open inferences set aside."""
         with self._guard:
-            return self.max_bytes - (self._end - self._position) - len(self._open) * self._end_bytes
+            return (
+                self.max_bytes - (self._end - self._position) - len(self._open) * self._end_bytes,
+                self.max_records - self._records - len(self._open),
+            )
 
     def _full_text(self) -> str:
         return (
-            f"the log's spool is full ({self.max_bytes} bytes wait for the database): "
-            "no new work is accepted until the database has taken some"
+            f"the log's spool is full ({self.max_bytes} bytes or {self.max_records} records wait for the "
+            "database): no new work is accepted until the database has taken some"
         )
 
     def _begin_segment(self, size: int, *, from_reserve: bool = False) -> _Segment:
@@ -429,12 +445,16 @@ class FileSpool:
     # Reading
 
     def state(self) -> SpoolState:
-        """Depth now. `max_bytes` is the limit as things stand: `full` is true on a full disk, too."""
+        """Depth now.
+
+        `max_bytes` is the limit as things stand: `full` is true on a full disk, too, and where there are too
+        many records.
+        """
         with self._guard:
             used = self._end - self._position
             oldest = self._oldest_ms
             limit = self.max_bytes - (len(self._open) + 1) * self._end_bytes
-            if self._refusal:
+            if self._refusal or self._records + len(self._open) + 2 > self.max_records:
                 limit = min(limit, used)
             age = 0.0 if oldest is None else max(0.0, self._clock() - oldest / 1000)
             return SpoolState(self._records, used, age, limit)
@@ -558,6 +578,11 @@ class FileSpool:
                 return
             with self._guard:
                 self._segments.remove(segment)
+
+
+def _may_be_refused(record: LogRecord) -> bool:
+    """Ends and server starts may not be: what was accepted ends."""
+    return not isinstance(record, InferenceEnded | ServerStarted)
 
 
 def _cancelled(start: InferenceStarted, now: float) -> InferenceEnded:

@@ -15,9 +15,10 @@ import psycopg
 import pytest
 
 from grpc_server import migrations
+from grpc_server.adapters.partitions import LOCK, ensure_partitions
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.domain.errors import StoreUnavailable
-from grpc_server.migrations import ensure_partitions, migrate
+from grpc_server.migrations import migrate
 from tests import records as make
 from tests.integration.conftest_log import dsn, empty_dsn, postgres, store
 
@@ -50,7 +51,7 @@ def test_a_database_that_is_down_is_told_in_words() -> None:
 
 def test_a_migration_that_waits_too_long_for_another_gives_up(empty_dsn: str) -> None:
     with psycopg.connect(empty_dsn) as other:
-        other.execute("SELECT pg_advisory_xact_lock(%s)", (migrations.LOCK,))
+        other.execute("SELECT pg_advisory_xact_lock(%s)", (LOCK,))
         with pytest.raises(StoreUnavailable, match="lock timeout"):
             migrate(empty_dsn, wait_seconds=1)
     assert query(empty_dsn, "SELECT to_regclass('inference')") == [(None,)]

@@ -221,6 +221,66 @@ async def test_a_record_that_json_cannot_hold_harms_no_other(spool: FileSpool) -
     assert len(await contents(spool)) == 1
 
 
+# Bounds
+
+
+async def test_a_spool_of_too_many_records_refuses_new_work_and_takes_every_end(tmp_path: Path) -> None:
+    spool = new_spool(tmp_path, max_records=10)
+    await spool.open()  # one record: the server's start
+    accepted = []
+    with pytest.raises(SpoolFull, match="10 records"):
+        for _ in range(10):
+            start = make.started()
+            await spool.append(start)
+            accepted.append(start)
+    assert len(accepted) == 4  # and their four ends, and the server's start
+    assert spool.state().full
+    await spool.append(
+        make.feedback(accepted[0].id)
+    )  # one place is left, which no start and end would fit in
+    with pytest.raises(SpoolFull):
+        await spool.append(make.feedback(accepted[0].id))
+    for start in accepted:
+        await spool.append(make.ended(start.id))
+    assert spool.state().records == 10
+    await consume(spool)
+    assert not spool.state().full
+    await spool.append(make.started())
+    await spool.close()
+
+
+async def test_what_waits_for_a_slow_disk_is_bounded(
+    spool: FileSpool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = make.started()
+    await spool.append(start)
+    released = threading.Event()
+    real = os.fdatasync
+
+    def slow(descriptor: int) -> None:
+        released.wait(30)
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", slow)
+    monkeypatch.setattr(spool_module, "WAITING_BYTES", 5000)
+    appends = [asyncio.create_task(spool.append(make.started())) for _ in range(100)]
+    end = asyncio.create_task(spool.append(make.ended(start.id)))  # room or not
+    refused = 0
+    while refused < 80:
+        await asyncio.sleep(0.01)
+        refused = sum(one.done() for one in appends)
+    abandoned = next(one for one in appends if not one.done())
+    abandoned.cancel()
+    released.set()
+    outcomes = await asyncio.gather(*appends, return_exceptions=True)
+    await end
+    texts = [str(one) for one in outcomes if isinstance(one, SpoolFull)]
+    assert texts
+    assert all("the log's disk is too slow" in text for text in texts)
+    await spool.append(make.started())
+    assert spool._waiting_bytes == 0
+
+
 # Crashes and damage
 
 
