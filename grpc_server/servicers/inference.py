@@ -22,6 +22,7 @@ from grpc_server.domain.types import (
 )
 from grpc_server.inference import Inference
 from grpc_server.interceptors.auth import caller
+from grpc_server.json_text import json_schema
 from grpc_server.servicers import messages
 
 _TOOL_CHOICES = {
@@ -74,7 +75,7 @@ def domain_request(request: pb.ChatRequest) -> ChatRequest:
         )
     schema = None
     if request.HasField("response_format"):
-        schema = messages.json_schema("response_format.json_schema", request.response_format.json_schema)
+        schema = json_schema("response_format.json_schema", request.response_format.json_schema)
     return ChatRequest(
         messages=tuple(messages.message(f"messages[{i}]", value) for i, value in enumerate(request.messages)),
         alias=request.alias or "default",
