@@ -97,9 +97,15 @@ async def listen(
     readiness = Readiness(engine, spool, routes, check_store)
     health = HealthServicer(SERVICES)
     async with contextlib.AsyncExitStack() as stack:
-        http_address = await stack.enter_async_context(
-            listening(make_app(readiness, metrics), settings.http_address)
+        app = make_app(
+            readiness,
+            metrics,
+            inference=inference,
+            engine=engine,
+            routes=routes,
+            authenticator=authenticator,
         )
+        http_address = await stack.enter_async_context(listening(app, settings.http_address))
         listener = grpc.aio.server(
             options=OPTIONS, interceptors=[ErrorInterceptor(), AuthInterceptor(authenticator)]
         )
