@@ -17,6 +17,7 @@ from grpc_server.adapters.credentials import CachedAuthenticator
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.adapters.gguf_file import in_thread, sha256_of
 from grpc_server.adapters.local_postgres import LocalPostgres
+from grpc_server.adapters.memory import MemoryAvailable
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.adapters.postgres import PostgresStore
@@ -84,7 +85,12 @@ async def service(
             routes,
             metrics,
             admission=Admission(
-                engine.parallel, queue_size=settings.queue_size, queue_seconds=settings.queue_seconds
+                engine.parallel,
+                queue_size=settings.queue_size,
+                queue_per_caller=settings.queue_per_caller,
+                queue_seconds=settings.queue_seconds,
+                memory_available=MemoryAvailable(),
+                memory_floor=settings.memory_floor,
             ),
             server_id=settings.server_id,
             default_deadline_seconds=settings.default_deadline_seconds,

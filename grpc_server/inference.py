@@ -20,7 +20,7 @@ from uuid import UUID
 
 from uuid6 import uuid7
 
-from grpc_server.admission import Admission
+from grpc_server.admission import Admission, Ask, Place, cost_of
 from grpc_server.domain import chat_format, rules
 from grpc_server.domain.errors import (
     AgentLoopError,
@@ -42,6 +42,7 @@ from grpc_server.domain.types import (
     InferenceStarted,
     JsonObject,
     Message,
+    Priority,
     Role,
     Started,
     Status,
@@ -88,7 +89,9 @@ class _Running:
     seconds: float
     started_at: datetime
     arrived: float
+    priority: Priority = Priority.INTERACTIVE
     limit: asyncio.Timeout | None = None
+    place: Place | None = None
     interrupted: bool = False
     placed: float = 0.0
     accepted: bool = False
@@ -109,6 +112,11 @@ class _Running:
     def timings(self, now: float) -> Timings:
         ttft = None if self.first_token is None else (self.first_token - self.arrived) * 1000
         return Timings((self.placed - self.arrived) * 1000, ttft, (now - self.arrived) * 1000)
+
+    def ask(self, model_version: str, *, shadow: bool) -> Ask:
+        """What admission is to know; a shadow takes nobody's share."""
+        caller, cost = ("", 0.0) if shadow else (self.caller.name, cost_of(self.request))
+        return Ask(caller, self.priority, cost, model_version, self.request.sampling.max_tokens, self.seconds)
 
     def finish_reason(self) -> FinishReason | None:
         if self.call is not None:
@@ -162,7 +170,13 @@ class Inference:
         self._idle.set()
 
     async def chat(
-        self, caller: Caller, request: ChatRequest, emit: Emit, *, seconds: float | None = None
+        self,
+        caller: Caller,
+        request: ChatRequest,
+        emit: Emit,
+        *,
+        seconds: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
     ) -> None:
         """Answer `request` within `seconds`, awaiting `emit` for each event; returns after Completed.
 
@@ -171,7 +185,7 @@ class Inference:
         raised, DeadlineExceeded, ShuttingDown, or CancelledError where the caller's task was cancelled.
         """
         seconds = self._default_deadline if seconds is None else seconds
-        running = _Running(caller, request, emit, seconds, self._now(), self._monotonic())
+        running = _Running(caller, request, emit, seconds, self._now(), self._monotonic(), priority)
         try:
             rules.authorise(caller, request)
             rules.check_chat(request)
@@ -202,9 +216,9 @@ class Inference:
         try:
             async with asyncio.timeout(running.seconds) as running.limit:
                 # An unknown alias, or a shadow without a free place, need not wait for one.
-                if not running.request.model_version:
-                    self._routes.get(running.request.alias)
-                async with self.admission.place(wait=shadow is None):
+                expected = shadow.model_version if shadow else self._expected_version(running.request)
+                ask = running.ask(expected, shadow=shadow is not None)
+                async with self.admission.place(ask, wait=shadow is None) as running.place:
                     running.placed = self._monotonic()
                     await self._answer(running, shadow or self._target(running.request))
         except TimeoutError as error:
@@ -215,6 +229,13 @@ class Inference:
             self._running.discard(running)
             if not self._running:
                 self._idle.set()
+
+    def _expected_version(self, request: ChatRequest) -> str:
+        """The version that most requests like this go to, before it is chosen. Raises NotFound."""
+        if request.model_version:
+            return request.model_version
+        targets = self._routes.get(request.alias).targets
+        return max(targets, key=lambda t: (t.role is not TargetRole.SHADOW, t.weight)).model_version
 
     def _target(self, request: ChatRequest) -> Target:
         if request.model_version:
@@ -282,7 +303,16 @@ class Inference:
         await running.emit(TextDelta(held) if running.call is None else running.call)
 
     def _end(self, running: _Running, start: InferenceStarted, status: Status, error: str) -> InferenceEnded:
-        timings = running.timings(self._monotonic())
+        now = self._monotonic()
+        timings = running.timings(now)
+        usage = running.usage()
+        if running.place is not None:
+            running.place.used(usage.input_tokens + usage.output_tokens)
+        if status is Status.OK and running.first_token is not None:
+            first = running.first_token - running.placed
+            self.admission.times.answered(
+                start.model_version, first, now - running.placed, usage.output_tokens
+            )
         # Not a second look at the clock, which may have been set back meanwhile.
         ended_at = running.started_at + timedelta(milliseconds=timings.total_ms)
         return InferenceEnded(
@@ -290,7 +320,7 @@ class Inference:
             status=status,
             finish_reason=running.finish_reason(),
             answer=message_to_plain(running.message()),
-            usage=running.usage(),
+            usage=usage,
             timings=timings,
             error=error,
             ended_at=ended_at,

@@ -109,9 +109,19 @@ class Settings(BaseSettings):
     threads: int = Field(
         default=0, ge=0, le=1024, description="Threads of the embedded engine; 0: all cores."
     )
-    queue_size: int = Field(default=64, ge=0, le=100_000, description="Requests that may wait for a place.")
+    queue_size: int = Field(
+        default=64, ge=0, le=100_000, description="Requests of each priority that may wait for a place."
+    )
+    queue_per_caller: int = Field(
+        default=32, ge=1, le=100_000, description="How many of them may be of one caller."
+    )
     queue_seconds: float = Field(
         default=30, gt=0, le=3600, description="How long a request may wait for a place."
+    )
+    memory_floor: ByteSize = Field(
+        default=ByteSize(256 * 1024**2),
+        ge=0,
+        description="With less memory free than this, nothing new begins; 0: nobody looks.",
     )
     default_deadline_seconds: float = Field(
         default=300, gt=0, le=86400, description="The deadline of a caller that sets none."

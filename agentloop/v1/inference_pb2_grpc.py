@@ -52,6 +52,10 @@ class InferenceServiceServicer:
         UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, NOT_FOUND (alias or model version),
         RESOURCE_EXHAUSTED (no place, or the spool is full), UNAVAILABLE (engine down, or shutting down),
         DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+
+        The metadata `x-agentloop-priority` may be `interactive` (the default) or `batch`: batch requests wait for
+        interactive ones, and get at least one of eight places all the same. Who could not be answered within
+        the deadline, by what answers took lately, is refused at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,6 +39,10 @@ class InferenceServiceStub:
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, NOT_FOUND (alias or model version),
     RESOURCE_EXHAUSTED (no place, or the spool is full), UNAVAILABLE (engine down, or shutting down),
     DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+
+    The metadata `x-agentloop-priority` may be `interactive` (the default) or `batch`: batch requests wait for
+    interactive ones, and get at least one of eight places all the same. Who could not be answered within
+    the deadline, by what answers took lately, is refused at once.
     """
 
 @_typing.type_check_only
@@ -52,6 +56,10 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, NOT_FOUND (alias or model version),
     RESOURCE_EXHAUSTED (no place, or the spool is full), UNAVAILABLE (engine down, or shutting down),
     DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+
+    The metadata `x-agentloop-priority` may be `interactive` (the default) or `batch`: batch requests wait for
+    interactive ones, and get at least one of eight places all the same. Who could not be answered within
+    the deadline, by what answers took lately, is refused at once.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -68,6 +76,10 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         UNAUTHENTICATED, PERMISSION_DENIED, INVALID_ARGUMENT, NOT_FOUND (alias or model version),
         RESOURCE_EXHAUSTED (no place, or the spool is full), UNAVAILABLE (engine down, or shutting down),
         DEADLINE_EXCEEDED, CANCELLED, INTERNAL.
+
+        The metadata `x-agentloop-priority` may be `interactive` (the default) or `batch`: batch requests wait for
+        interactive ones, and get at least one of eight places all the same. Who could not be answered within
+        the deadline, by what answers took lately, is refused at once.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

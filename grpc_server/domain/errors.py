@@ -10,7 +10,12 @@ AgentLoopError
 ├── Precondition           true later, or after another step (`FAILED_PRECONDITION`)
 ├── Conflict               compare-and-set lost: read again, then try again (`ABORTED`)
 ├── Exhausted              no place left (`RESOURCE_EXHAUSTED`)
-│   └── SpoolFull          the log has no room, so no new work is accepted
+│   ├── SpoolFull          the log has no room, so no new work is accepted
+│   ├── QueueFull          all places are taken, and as many wait as may
+│   ├── CallerQueueFull    as many of this caller's requests wait as may
+│   ├── QueueTimeout       no place became free in time
+│   ├── CannotFinish       the answer could not be complete, or begin, within its deadline
+│   └── MemoryLow          less memory is free than is kept
 ├── DeadlineExceeded       the caller's deadline, or the default one, has passed
 ├── Unavailable            try again later
 │   ├── EngineUnavailable  the engine is down, or its stream broke off
@@ -62,11 +67,42 @@ class Conflict(AgentLoopError):
 
 
 class Exhausted(AgentLoopError):
-    """There is no place left: try again later, or elsewhere."""
+    """There is no place left: try again later, or elsewhere.
+
+    `retry_after_seconds` is when that may help, None where time alone does not (a full disk). `subject` is
+    whose quota is used up: "server" for what all callers share, else "caller:<name>".
+    """
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float | None = 1.0, subject: str = "server"
+    ) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+        self.subject = subject
 
 
 class SpoolFull(Exhausted):
     """The spool has no room: no new work is accepted until Postgres has taken some."""
+
+
+class QueueFull(Exhausted):
+    """All places are taken, and as many requests wait as may."""
+
+
+class CallerQueueFull(Exhausted):
+    """As many of this caller's requests wait as may."""
+
+
+class QueueTimeout(Exhausted):
+    """No place became free in time."""
+
+
+class CannotFinish(Exhausted):
+    """By what was measured, the answer could not be complete, or not even begin, within its deadline."""
+
+
+class MemoryLow(Exhausted):
+    """This machine has less free memory than is kept."""
 
 
 class DeadlineExceeded(AgentLoopError):

@@ -105,6 +105,13 @@ class Caller:
         return scope in self.scopes or Scope.ADMIN in self.scopes
 
 
+class Priority(StrEnum):
+    """Who waits for a place: a person for the answer, or nobody."""
+
+    INTERACTIVE = "interactive"
+    BATCH = "batch"
+
+
 class FinishReason(StrEnum):
     """Why generation stopped by itself (OpenTelemetry `gen_ai.response.finish_reasons`)."""
 

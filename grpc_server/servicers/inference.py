@@ -22,6 +22,7 @@ from grpc_server.domain.types import (
 )
 from grpc_server.inference import Inference
 from grpc_server.interceptors.auth import caller
+from grpc_server.interceptors.priority import priority_of
 from grpc_server.json_text import json_schema
 from grpc_server.servicers import messages
 
@@ -63,7 +64,8 @@ class InferenceServicer(rpc.InferenceServiceServicer):
             asked = domain_request(request)
         else:  # in a thread, as it may take long enough for other streams to notice
             asked = await asyncio.to_thread(domain_request, request)
-        await self._inference.chat(caller(), asked, emit, seconds=context.time_remaining())
+        priority = priority_of(context.invocation_metadata())
+        await self._inference.chat(caller(), asked, emit, seconds=context.time_remaining(), priority=priority)
 
 
 def domain_request(request: pb.ChatRequest) -> ChatRequest:

@@ -46,6 +46,7 @@ class Bench:
     settings: dict[str, Any] = field(default_factory=dict)
     queue_size: int = 64
     running: Running | None = None
+    inference: Any = None
     listeners: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     channel: Any = None
     chat_stub: Any = None
@@ -63,7 +64,7 @@ class Bench:
                 **self.settings,
             }
         )
-        inference = Inference(
+        inference = self.inference = Inference(
             self.engine,
             self.spool,
             self.routes,

@@ -30,6 +30,7 @@ from grpc_server.domain.types import (
     InferenceEnded,
     InferenceStarted,
     Message,
+    Priority,
     Role,
     Route,
     Sampling,
@@ -556,6 +557,34 @@ async def test_a_full_queue_refuses() -> None:
         await bench.chat()
     hold.set()
     await first
+
+
+async def test_a_batch_request_lets_a_later_interactive_one_go_first() -> None:
+    hold = asyncio.Event()
+    bench = Bench(FakeEngine(hold=hold, parallel=1))
+    tasks = [asyncio.create_task(bench.chat())]
+    await until(bench.engine.streaming)
+    for priority in (Priority.BATCH, Priority.INTERACTIVE):
+        chat = bench.pipeline.chat(CALLER, ask(priority), bench.seen.emit, priority=priority)
+        tasks.append(asyncio.create_task(chat))
+    while bench.pipeline.admission.queued < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    hold.set()
+    await asyncio.gather(*tasks)
+    asked = [start.request["messages"][0]["content"] for start in bench.spool.starts]
+    assert asked == ["Hi", "interactive", "batch"]
+
+
+async def test_what_an_answer_took_is_what_the_next_is_expected_to_take() -> None:
+    bench = Bench()
+    for _ in range(8):
+        await bench.chat()
+    times = bench.pipeline.admission.times
+    assert times.mean is not None
+    assert times.typical(BASE, 100) is not None
+    with pytest.raises(DeadlineExceeded, match="nine of ten answers"):
+        await bench.chat(seconds=1e-9)
+    assert len(bench.spool.starts) == 8
 
 
 async def test_an_end_that_cannot_be_written_is_not_completed() -> None:

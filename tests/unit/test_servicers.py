@@ -37,6 +37,9 @@ class Gone:
     def time_remaining(self) -> float | None:
         return None
 
+    def invocation_metadata(self) -> None:
+        return None
+
     async def write(self, response: Any) -> None:
         if self.written == self.at:
             raise self.error
