@@ -17,6 +17,7 @@ from grpc_server.http.completion_answer import CompletionAnswer
 from grpc_server.http.completion_request import Asked, completion_request
 from grpc_server.http.refusal import Refusal, refusal
 from grpc_server.inference import Inference
+from grpc_server.interceptors.priority import priority_of
 
 ID_HEADER = "x-request-id"
 """Holds the inference's id, where OpenAI's clients look for an id; it is in the body too."""
@@ -46,7 +47,8 @@ class ChatCompletions:
             seconds = deadline_of(request.headers)
             asked = await understood("the body", await read_body(request), completion_request)
             out.asked(asked)
-            chat = self._inference.chat(caller, asked.request, out.emit, seconds=seconds)
+            priority = priority_of(request.headers.items())
+            chat = self._inference.chat(caller, asked.request, out.emit, seconds=seconds, priority=priority)
             if await unless_gone(receive, chat):
                 await out.end()
         except ClientDisconnect:

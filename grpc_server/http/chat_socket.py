@@ -35,6 +35,7 @@ from grpc_server.http.fields import Fields
 from grpc_server.http.models import refused
 from grpc_server.http.refusal import refusal
 from grpc_server.inference import Inference
+from grpc_server.interceptors.priority import priority_of
 
 MESSAGE_SECONDS = 10.0
 """What the opening message, and then the request, get to arrive."""
@@ -91,7 +92,8 @@ class ChatSocket:
 
         try:
             asked = await _message(socket, "the request", completion_request)
-            chat = self._inference.chat(caller, asked.request, emit, seconds=seconds)
+            priority = priority_of(socket.headers.items())
+            chat = self._inference.chat(caller, asked.request, emit, seconds=seconds, priority=priority)
             if await unless_gone(socket.receive, chat):
                 await socket.close(1000)
         except WebSocketDisconnect:

@@ -15,7 +15,7 @@ import pytest
 from openai.types.chat import ChatCompletionToolParam
 
 from grpc_server.domain.errors import EngineFailed, EngineUnavailable, Exhausted
-from grpc_server.domain.types import FinishReason, Route, Status, Target, TargetRole
+from grpc_server.domain.types import FinishReason, Priority, Route, Status, Target, TargetRole
 from grpc_server.http import access, app
 from tests.fakes import BASE, FakeEngine, FakeRoutes, FakeRouteStore, FakeSpool
 from tests.integration.grpc_bench import TOKENS, Bench, until
@@ -254,6 +254,22 @@ async def test_an_answer_that_takes_longer_than_its_deadline_is_ended(tmp_path: 
     error = json.loads(response.text.split("data: ")[-1])["error"]
     assert error["message"] == "no complete answer within 0.2 s"
     assert bench.spool.ends[0].status is Status.DEADLINE
+
+
+async def test_a_priority_is_a_header_and_an_unknown_one_is_refused(tmp_path: Path) -> None:
+    hold = asyncio.Event()
+    async with Bench(FakeEngine(hold=hold, parallel=1)).run(tmp_path) as bench, calling(bench) as client:
+
+        async def ask(priority: str) -> None:
+            headers = {"x-agentloop-priority": priority}
+            await client.chat.completions.create(model="default", messages=HELLO, extra_headers=headers)
+
+        waiting = [asyncio.create_task(ask("interactive")), asyncio.create_task(ask("batch"))]
+        await until(lambda: bench.inference.admission.queued_of(Priority.BATCH) == 1)
+        with pytest.raises(openai.BadRequestError, match="must be one of interactive, batch"):
+            await ask("urgent")
+        hold.set()
+        await asyncio.gather(*waiting)
 
 
 async def test_a_deadline_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -46,11 +46,8 @@ def test_every_error_has_a_status_that_is_no_accident() -> None:
 
 
 def test_a_wait_is_told_in_whole_seconds_and_only_where_waiting_helps() -> None:
-    exhausted = errors.Exhausted("full")
-    exhausted.retry_after_seconds = 1.2  # type: ignore[attr-defined]
-    assert refusal(exhausted).headers == {"retry-after": "2"}
-    exhausted.retry_after_seconds = None  # type: ignore[attr-defined]
-    assert refusal(exhausted).headers == {}
+    assert refusal(errors.Exhausted("full", retry_after_seconds=1.2)).headers == {"retry-after": "2"}
+    assert refusal(errors.Exhausted("full", retry_after_seconds=None)).headers == {}
     assert refusal(errors.InvalidArgument("no")).headers == {}
 
 
