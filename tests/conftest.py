@@ -31,7 +31,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 2 << 30
 
-pytest_plugins = ["tests.coverage_files", "tests.parallel"]
+pytest_plugins = ["tests.coverage_files", "tests.parallel", "tests.integration.conftest_gateway"]
 
 # The machine may be busy: an example that takes long is no failure.
 hypothesis.settings.register_profile(

@@ -19,7 +19,7 @@ import httpx
 
 from grpc_server.adapters.gguf_file import checked_copy, in_thread, name_taken, opened
 from grpc_server.adapters.http_errors import translated
-from grpc_server.adapters.http_lines import lines
+from grpc_server.adapters.http_lines import lines, refusal
 from grpc_server.adapters.json_schema import Schemas
 from grpc_server.domain.errors import (
     AgentLoopError,
@@ -42,6 +42,7 @@ _KEEP = -1
 _REPEATS = 30
 """Ollama ends a stream, without a last word, when a model says the same more often than this (0.34)."""
 
+_MOST_TOKENS = 2**31 - 1
 _FINISH = {"stop": FinishReason.STOP, "length": FinishReason.LENGTH}
 _INSTALLED = "GGUF installed by agent-loop-service, sha256:"
 _SHA256 = (
@@ -51,6 +52,7 @@ _SHA256 = (
     re.compile(r"^FROM .*sha256[-:]([0-9a-f]{64})$", re.MULTILINE),
 )
 _DISK_FULL = ("no space left on device", "disk quota exceeded")  # Go's words for ENOSPC and EDQUOT
+_MEMORY_FULL = ("requires more system memory", "out of memory", "unable to allocate")
 _RUNNER_DIED = ("runner", "running the model", "llama-server", "EOF", "connection re", "broken pipe")
 
 
@@ -98,11 +100,13 @@ class OllamaEngine:
             contextlib.aclosing(lines(response)) as answer,
         ):
             if response.status_code != 200:
-                raise _refusal(response.status_code, await response.aread())
+                raise _refusal(response.status_code, await refusal(response))
             async for line in answer:
                 event = _event(line)
-                if piece := event.get("response"):
+                if piece := _piece(event):
                     pieces.append(piece)
+                    if len(pieces) > generation.sampling.max_tokens:
+                        raise EngineFailed("Ollama wrote more tokens than were asked for")
                     yield Piece(piece)
                 if event.get("done"):
                     finished = _finished(event)
@@ -291,12 +295,13 @@ async def _chunks(path: Path) -> AsyncIterator[bytes]:
 def _json(body: bytes) -> dict[str, Any]:
     try:
         value = json.loads(body or b"{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineFailed("Ollama answered something that is not JSON") from error
     if not isinstance(value, dict):
         raise EngineFailed("Ollama answered something that is not a JSON object")
     if "error" in value:
-        raise _refusal(int(value.get("status", 500)), body)
+        status = value.get("status")
+        raise _refusal(status if isinstance(status, int) else 500, body)
     return value
 
 
@@ -305,13 +310,23 @@ def _event(line: bytes) -> dict[str, Any]:
     return _json(line)
 
 
-def _finished(event: dict[str, Any]) -> Finished:
+def _piece(event: dict[str, Any]) -> str:
+    """The event's text. Raises EngineFailed for what is none, as half a surrogate pair."""
+    piece = event.get("response") or ""
     try:
-        reason = _FINISH[event["done_reason"]]
-        usage = Usage(int(event.get("prompt_eval_count", 0)), int(event.get("eval_count", 0)))
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineFailed("Ollama's last word lacks its reason or its token counts") from error
-    return Finished(reason, usage)
+        if not piece.isascii():
+            piece.encode()
+    except (AttributeError, UnicodeEncodeError) as error:
+        raise EngineFailed("Ollama answered with a token that is no text") from error
+    return str(piece)
+
+
+def _finished(event: dict[str, Any]) -> Finished:
+    reason = _FINISH.get(str(event.get("done_reason")))
+    counts = [event.get("prompt_eval_count", 0), event.get("eval_count", 0)]
+    if reason is None or not all(type(count) is int and 0 <= count <= _MOST_TOKENS for count in counts):
+        raise EngineFailed("Ollama's last word lacks its reason or its token counts")
+    return Finished(reason, Usage(*counts))
 
 
 def _refusal(status: int, body: bytes) -> AgentLoopError:
@@ -324,6 +339,8 @@ def _refusal(status: int, body: bytes) -> AgentLoopError:
         return InvalidArgument(_too_long(text), "messages")
     if any(sign in text for sign in _DISK_FULL):
         return Exhausted("the disk of Ollama's models is full; make room on it")
+    if any(sign in text for sign in _MEMORY_FULL):
+        return EngineUnavailable("Ollama has too little memory for this model version; unload another")
     if status == 404:
         return NotFound("this model version is not installed on Ollama")
     if status in (400, 422):
