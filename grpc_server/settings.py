@@ -126,6 +126,9 @@ class Settings(BaseSettings):
     default_deadline_seconds: float = Field(
         default=300, gt=0, le=86400, description="The deadline of a caller that sets none."
     )
+    unread_seconds: float = Field(
+        default=30, gt=0, le=3600, description="How long a caller may leave an answer unread: then it ends."
+    )
     grace_seconds: float = Field(
         default=10, ge=0, le=3600, description="What streams get to end at shutdown."
     )

@@ -109,7 +109,9 @@ async def listen(
         listener = grpc.aio.server(
             options=OPTIONS, interceptors=[ErrorInterceptor(), AuthInterceptor(authenticator)]
         )
-        inference_pb2_grpc.add_InferenceServiceServicer_to_server(InferenceServicer(inference), listener)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(
+            InferenceServicer(inference, unread_seconds=settings.unread_seconds), listener
+        )
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServicer(spool, logged=metrics.logged), listener
         )

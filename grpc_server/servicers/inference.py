@@ -9,7 +9,7 @@ import grpc
 
 from agentloop.v1 import inference_pb2 as pb
 from agentloop.v1 import inference_pb2_grpc as rpc
-from grpc_server.domain.errors import InvalidArgument
+from grpc_server.domain.errors import Exhausted, InvalidArgument
 from grpc_server.domain.types import (
     ChatEvent,
     ChatRequest,
@@ -25,6 +25,7 @@ from grpc_server.interceptors.auth import caller
 from grpc_server.interceptors.priority import priority_of
 from grpc_server.json_text import json_schema
 from grpc_server.servicers import messages
+from grpc_server.servicers.reader import Reader
 
 _TOOL_CHOICES = {
     pb.TOOL_CHOICE_UNSPECIFIED: ToolChoice.AUTO,
@@ -39,33 +40,38 @@ _FINISH_REASONS = {
 }
 
 LARGE_BYTES = 8192
-_GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
-"""What gRPC raises from a write to a call that has ended: its core refuses, or it knows of the end."""
+UNREAD_SECONDS = 30.0
 
 
 class InferenceServicer(rpc.InferenceServiceServicer):
     """Chat, through the pipeline."""
 
-    def __init__(self, inference: Inference) -> None:
+    def __init__(self, inference: Inference, *, unread_seconds: float = UNREAD_SECONDS) -> None:
         self._inference = inference
+        self._unread_seconds = unread_seconds
 
     async def Chat(  # type: ignore[override]  # noqa: N802 - gRPC's name
         self, request: pb.ChatRequest, context: grpc.aio.ServicerContext[Any, Any]
     ) -> None:
         """Stream one answer."""
-
-        async def emit(event: ChatEvent) -> None:
-            try:
-                await context.write(_response(event))
-            except _GONE as error:  # the caller has gone, and gRPC has not yet cancelled us
-                raise asyncio.CancelledError from error
-
         if request.ByteSize() < LARGE_BYTES:
             asked = domain_request(request)
         else:  # in a thread, as it may take long enough for other streams to notice
             asked = await asyncio.to_thread(domain_request, request)
         priority = priority_of(context.invocation_metadata())
-        await self._inference.chat(caller(), asked, emit, seconds=context.time_remaining(), priority=priority)
+        with Reader(context, self._unread_seconds) as reader:
+
+            async def emit(event: ChatEvent) -> None:
+                await reader.write(_response(event))
+
+            try:
+                await self._inference.chat(
+                    caller(), asked, emit, seconds=context.time_remaining(), priority=priority
+                )
+            except asyncio.CancelledError:
+                if not reader.stopped:
+                    raise
+                raise Exhausted(f"no part of the answer was read for {self._unread_seconds:g} s") from None
 
 
 def domain_request(request: pb.ChatRequest) -> ChatRequest:

@@ -264,6 +264,33 @@ async def test_an_engine_that_dies_in_mid_answer_is_unavailable_and_has_a_row_an
         assert 'error_type="EngineUnavailable"' in (await http.get("/metrics")).text
 
 
+async def test_an_embedded_child_that_hangs_costs_the_deadline_and_answers_when_it_goes_on(
+    live_server: LiveServer, channel: grpc.aio.Channel, token: str
+) -> None:
+    assert live_server.process is not None
+    stub = inference_pb2_grpc.InferenceServiceStub(channel)
+    call: Any = stub.Chat(
+        hello("Count to a million.", sampling=options(max_tokens=2048)), metadata=bearer(token), timeout=30
+    )
+    await call.read()
+    await call.read()
+    stopped = processes_below(live_server.process.pid, "embedded_child")
+    for child in stopped:
+        child.send_signal(signal.SIGSTOP)
+    try:
+        hung: Any = stub.Chat(hello("Hi", sampling=options(max_tokens=2)), metadata=bearer(token), timeout=1)
+        assert (await status_of(hung)).code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        call.cancel()
+    finally:
+        for child in stopped:
+            child.send_signal(signal.SIGCONT)
+    assert all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in stopped)
+    events = await rest_of(
+        stub.Chat(hello("Hi", sampling=options(max_tokens=2)), metadata=bearer(token), timeout=60)
+    )
+    assert events[-1].HasField("completed")
+
+
 def test_it_tells_its_addresses_and_is_ready(live_server: LiveServer) -> None:
     assert live_server.process is not None
     announced = json.loads(live_server.announcement.read_text())
