@@ -73,6 +73,9 @@ rollout: install ## roll the candidate of a cycle out, by hand (CYCLE=<cycle id>
 rollback: install ## put the champion before a cycle back (CYCLE=<cycle id>), or any (TO=<model version>)
 	$(BIN)/python -m scripts.rollout rollback $(ARGS)
 
+wheel: ## build the wheel that callers install, into dist/
+	$(UV) build --wheel --package agentloop --out-dir dist
+
 proto: install ## generate agentloop/v1 from protos/
 	scripts/proto.sh
 
@@ -92,4 +95,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama serve dag rollout rollback proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama serve dag rollout rollback wheel proto bench ci clean clean-state

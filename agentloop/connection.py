@@ -8,12 +8,15 @@
 | `grpc://host:port`                            | plaintext, because it says so             |
 
 What is not given is read from AGENTLOOP_SERVER, AGENTLOOP_TOKEN, AGENTLOOP_TOKEN_FILE, AGENTLOOP_CA_FILE.
+A token's file is read again when it has changed, so that a token can be replaced under a running program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,13 +41,19 @@ class Connection:
 
     target: str
     tls: bool
-    token: str = field(repr=False, default="")
+    token_source: Callable[[], str] = field(repr=False, default=str)
     ca_pem: bytes | None = field(repr=False, default=None)
+
+    @property
+    def token(self) -> str:
+        """The token to show now."""
+        return self.token_source()
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
         """What each call carries."""
-        return (("authorization", f"Bearer {self.token}"),) if self.token else ()
+        token = self.token
+        return (("authorization", f"Bearer {token}"),) if token else ()
 
     def open(self) -> grpc.Channel:
         """A channel for `Client`."""
@@ -83,13 +92,49 @@ def connection(
     return Connection(rest, tls, _token(token, token_file), _read(ca_file, "CA file") if ca_file else None)
 
 
-def _token(token: str | None, token_file: str | Path | None) -> str:
+class TokenFile:
+    """A token in a file, read again when the file has changed."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Read it. Raises ConfigurationError if it cannot be read, or holds no token."""
+        self._path = Path(path).expanduser()
+        self._seen = self._stamp()
+        self._token = self._read()
+
+    def __call__(self) -> str:
+        """The token as it is now; the one before while the file is away, empty or broken."""
+        stamp = self._stamp()
+        if stamp != self._seen:
+            with contextlib.suppress(ConfigurationError):
+                self._token = self._read() or self._token
+            self._seen = stamp
+        return self._token
+
+    def _read(self) -> str:
+        return _sound(_read(self._path, "token file").decode(errors="replace"))
+
+    def _stamp(self) -> tuple[int, ...]:
+        """What changes when the file is written, or another is moved to its place."""
+        try:
+            found = self._path.stat()
+        except OSError:
+            return ()
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _token(token: str | None, token_file: str | Path | None) -> Callable[[], str]:
     """The first there is of: the argument, the file named, the environment's token, its file."""
     if token is None and token_file is None:
         token = os.environ.get("AGENTLOOP_TOKEN") or None
     if token is None:
         token_file = token_file or os.environ.get("AGENTLOOP_TOKEN_FILE")
-        token = _read(token_file, "token file").decode(errors="replace") if token_file else ""
+        if token_file:
+            return TokenFile(token_file)
+    fixed = _sound(token or "")
+    return lambda: fixed
+
+
+def _sound(token: str) -> str:
     token = token.strip()
     if not re.fullmatch(r"[!-~]*", token):
         raise ConfigurationError("the token holds blanks or characters that are not ASCII; it is `al_…`")

@@ -91,6 +91,25 @@ def test_a_token_comes_from_the_argument_then_the_file_then_the_environment(
     assert connection(token="al_argument", token_file=named).token == "al_argument"
 
 
+def test_a_tokens_file_is_read_again_when_it_changes_and_kept_to_while_it_is_broken(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("al_first\n")
+    found = connection(token_file=path)
+    assert found.metadata == (("authorization", "Bearer al_first"),)
+    path.write_text("al_second_one\n")
+    assert found.token == "al_second_one"
+    for broken in ("", "al_ü", "two words"):
+        path.write_text(broken)
+        assert found.token == "al_second_one"
+    path.unlink()
+    assert found.token == "al_second_one"
+    other = tmp_path / "other"
+    other.write_text("al_third")
+    other.replace(path)
+    assert found.token == "al_third"
+    assert "al_third" not in repr(found)
+
+
 def test_without_a_token_nothing_is_shown_and_a_token_is_not_in_the_repr() -> None:
     assert connection().metadata == ()
     found = connection(token="al_secret")
