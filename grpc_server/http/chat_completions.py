@@ -17,7 +17,7 @@ from grpc_server.http.completion_answer import CompletionAnswer
 from grpc_server.http.completion_request import Asked, completion_request
 from grpc_server.http.refusal import Refusal, refusal
 from grpc_server.inference import Inference
-from grpc_server.interceptors.priority import priority_of
+from grpc_server.priority import priority_of
 
 ID_HEADER = "x-request-id"
 """Holds the inference's id, where OpenAI's clients look for an id; it is in the body too."""

@@ -35,7 +35,7 @@ from grpc_server.http.fields import Fields
 from grpc_server.http.models import refused
 from grpc_server.http.refusal import refusal
 from grpc_server.inference import Inference
-from grpc_server.interceptors.priority import priority_of
+from grpc_server.priority import priority_of
 
 MESSAGE_SECONDS = 10.0
 """What the opening message, and then the request, get to arrive."""

@@ -22,8 +22,8 @@ from grpc_server.domain.types import (
 )
 from grpc_server.inference import Inference
 from grpc_server.interceptors.auth import caller
-from grpc_server.interceptors.priority import priority_of
 from grpc_server.json_text import json_schema
+from grpc_server.priority import priority_of
 from grpc_server.servicers import messages
 from grpc_server.servicers.reader import Reader
 

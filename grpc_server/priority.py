@@ -1,4 +1,4 @@
-"""How urgent a call is: metadata, as neither the request nor the token knows.
+"""How urgent a call is: metadata or a header, as neither the request nor the token knows.
 
 One token serves people by day and jobs by night, and the same request may come from either. It needs no
 permission: callers have their turns in each priority, so who calls everything interactive gains nothing.
