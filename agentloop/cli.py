@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from agentloop import cli_models, cli_route
+from agentloop import cli_chat, cli_models, cli_route, cli_top, wire
 from agentloop.cli_session import EXIT_CODES, FAILED, JsonOption, Session, print_json, printable, session
 from agentloop.types import ChatEvent, Completed, Message, Sampling, Started, TextDelta, Tool, ToolCall
 
@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_route.app, name="route")
+app.command()(cli_chat.chat)
+app.command()(cli_top.top)
 
 
 def _print_version(wanted: bool) -> None:
@@ -83,6 +85,7 @@ def infer(
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds.", min=0.001)] = 300,
     as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Print the answer as one JSON object.")] = False,
 ) -> None:
     """Ask, and stream the answer. Standard error names the inference, for `agent-loop feedback`."""
     text = sys.stdin.read() if prompt == "-" else prompt
@@ -91,7 +94,7 @@ def infer(
     sampling = Sampling(temperature, top_p, top_k, max_tokens, seed, tuple(stop or ()))
     offered = _tools(tools) if tools else ()
     form = _json_file(schema, dict) if schema else None
-    with session(context).client(as_json=as_json) as client:
+    with session(context).client(as_json=as_json or whole) as client:
         events = client.chat(
             messages,
             tools=offered,
@@ -103,7 +106,10 @@ def infer(
             session_id=session_id,
             timeout_s=timeout,
         )
-        _print_events(events, as_json)
+        if whole:
+            print_json(asdict(wire.collect(events)))
+        else:
+            _print_events(events, as_json)
 
 
 @app.command()

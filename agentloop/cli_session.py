@@ -24,6 +24,7 @@ from agentloop.errors import (
     Unauthenticated,
     Unavailable,
 )
+from agentloop.scrape import ScrapeError
 from agentloop.sync_client import Client
 
 FAILED = 1
@@ -73,6 +74,8 @@ class Session:
                 return CONFLICT, "\nRead the route again (`agent-loop route get`) and give its revision."
             case NotFound():
                 return NOT_FOUND, ""
+            case ScrapeError():
+                return UNAVAILABLE, "\nIs the server's HTTP address another? --http names it."
             case Unavailable():
                 return UNAVAILABLE, f"\nIs a server running at {self.server or DEFAULT_SERVER}?"
             case DeadlineExceeded():

@@ -59,6 +59,19 @@ def test_infer_as_json_prints_a_line_for_each_event(service: ScriptedService) ->
     assert lines[3]["finish_reason"] == "stop"
 
 
+def test_infer_gives_scripts_the_whole_answer_as_one_object(service: ScriptedService) -> None:
+    service.chats = [[started(), text("Good "), text("day"), tool_call("f", "{}"), completed()]]
+    result = call(service, "infer", "hello", "--whole")
+    answer = json.loads(result.stdout)
+    assert (answer["inference_id"], answer["text"]) == ("i-1", "Good day")
+    assert answer["tool_calls"] == [{"name": "f", "arguments": {}}]
+    assert answer["completed"]["output_tokens"] == 2
+    service.chats = [[started(), text("Good "), grpc.StatusCode.INTERNAL]]
+    result = call(service, "infer", "hello", "--whole")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert json.loads(result.stderr)["error"]["status"] == "INTERNAL"
+
+
 def test_infer_reads_the_prompt_from_standard_input(service: ScriptedService) -> None:
     service.chats = [[started(), completed()]]
     assert call(service, "infer", stdin="from a pipe").exit_code == 0

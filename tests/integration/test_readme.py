@@ -195,7 +195,7 @@ def test_a_server_answers_what_its_operators_are_told_to_ask(live_server: LiveSe
     environment = {
         name: value for name, value in live_server.environment.items() if name.startswith("AGENTLOOP_")
     }
-    environment |= {"AGENTLOOP_SERVER": live_server.grpc_address}
+    environment |= {"AGENTLOOP_SERVER": live_server.grpc_address, "AGENTLOOP_HTTP": live_server.http_address}
     created = next(command for command in commands if "--name night" in command)
     done = typed(created.replace("var/night.token", shlex.quote(str(token_file))), environment)
     assert done.returncode == 0, done.stderr
