@@ -110,6 +110,8 @@ class Admission:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.times = ServiceTimes(monotonic)
+        self.on_wait: Callable[[Priority, float], None] = lambda *_: None
+        """Told how long each request waited that got a place."""
         self._free = places
         self._places = places
         self._queue_seconds = queue_seconds
@@ -149,9 +151,10 @@ class Admission:
                 `wait`, if no place is free.
             DeadlineExceeded: the deadline is too short even for an idle engine.
         """
-        ask = ask or Ask()
+        ask, arrived = ask or Ask(), self._monotonic()
         await self._take(ask, wait)
         place = Place(self._monotonic())
+        self.on_wait(ask.priority, place.since - arrived)
         try:
             yield place
         finally:

@@ -16,6 +16,7 @@ from grpc_server import migrations
 from grpc_server.adapters.credentials import CachedAuthenticator
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.adapters.gguf_file import in_thread, sha256_of
+from grpc_server.adapters.gpus import Gpus
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.memory import MemoryAvailable
 from grpc_server.adapters.ollama import OllamaEngine
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 ALIASES = ("default", "agent")
 """What a new installation routes to its base model."""
+GPU_SECONDS = 2.0
 FLUSH_SECONDS = 10.0
 """What Postgres gets to take the rest of the spool; what it does not take stays on disk."""
 
@@ -72,6 +74,9 @@ async def service(
         if engine is None:
             engine = await stack.enter_async_context(engine_of(settings))
         metrics.logged(spool.state().records)
+        memory = MemoryAvailable()
+        metrics.watch_memory(memory, settings.memory_floor)
+        await stack.enter_async_context(_gpus(metrics))
         await stack.enter_async_context(_draining(spool, store, metrics))
         if authenticator is None:
             authenticator = await stack.enter_async_context(_authenticator(settings, store))
@@ -89,7 +94,7 @@ async def service(
                 queue_size=settings.queue_size,
                 queue_per_caller=settings.queue_per_caller,
                 queue_seconds=settings.queue_seconds,
-                memory_available=MemoryAvailable(),
+                memory_available=memory,
                 memory_floor=settings.memory_floor,
             ),
             server_id=settings.server_id,
@@ -228,6 +233,25 @@ async def engine_of(settings: Settings) -> AsyncIterator[Engine]:
                 parallel=settings.parallel,
             )
         )
+
+
+@contextlib.asynccontextmanager
+async def _gpus(metrics: Metrics) -> AsyncIterator[None]:
+    """Look at the GPUs all the while, where there are any; in a thread, as a driver may hang."""
+    gpus = Gpus()
+
+    async def look() -> None:
+        while gpus.there:
+            metrics.gpus_are(await asyncio.to_thread(gpus.read))
+            await asyncio.sleep(GPU_SECONDS)
+
+    task = asyncio.create_task(look(), name="gpus")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        gpus.close()
 
 
 @contextlib.asynccontextmanager

@@ -1,28 +1,43 @@
-"""What the server counts, in Prometheus' words where it has them, else OpenTelemetry's for generative AI."""
+"""What the server counts, in Prometheus' words where it has them, else OpenTelemetry's for generative AI.
+
+How many series there are is bounded: labels take values from short lists, or from routes and model versions
+(`VersionSeries`). No label names a caller: who used what is in the log, which is not open to everybody.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
 
+from grpc_server.admission import Admission
 from grpc_server.domain.errors import AgentLoopError, InvalidArgument
-from grpc_server.domain.ports import SpoolState
-from grpc_server.domain.types import InferenceEnded, InferenceStarted, Status
+from grpc_server.domain.ports import Gpu, SpoolState
+from grpc_server.domain.types import InferenceEnded, InferenceStarted, Priority, Status
+from grpc_server.series import VersionSeries
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # they double what is scraped, unread
 
 # Buckets that OpenTelemetry's semantic conventions for generative AI advise, in seconds
-# (docs/gen-ai/gen-ai-metrics.md: gen_ai.server.request.duration, gen_ai.server.time_to_first_token).
+# (docs/gen-ai/gen-ai-metrics.md: gen_ai.server.request.duration, gen_ai.server.time_to_first_token, …).
 _DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+_TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
+_QUEUE = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+ALIASES = 64
+"""Aliases that are shown by name."""
 
 
 class Metrics:
@@ -32,6 +47,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._series = VersionSeries()
+        self._aliases: set[str] = set()
+        ProcessCollector(registry=self.registry)
         models = ("gen_ai_request_model", "gen_ai_response_model")
         self._inferences = Counter(
             "agentloop_inferences",
@@ -59,10 +77,25 @@ class Metrics:
             buckets=_FIRST_TOKEN,
             registry=self.registry,
         )
-        self._tokens = Counter(
-            "gen_ai_client_token_usage_tokens",
-            "Tokens read and written.",
+        self._per_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "From the first token to the end, for each token after the first, of whole answers.",
+            models,
+            buckets=_PER_TOKEN,
+            registry=self.registry,
+        )
+        self._tokens = Histogram(
+            "gen_ai_client_token_usage",
+            "Tokens that an inference read (input) and wrote (output).",
             ("gen_ai_response_model", "gen_ai_token_type"),
+            buckets=_TOKENS,
+            registry=self.registry,
+        )
+        self._queue_time = Histogram(
+            "agentloop_queue_time_seconds",
+            "How long requests waited for a place that they got.",
+            ("priority",),
+            buckets=_QUEUE,
             registry=self.registry,
         )
         self._records = Counter(
@@ -85,24 +118,38 @@ class Metrics:
         )
         self._engine_up = self._gauge("agentloop_engine_up", "1 while the engine answers.")
         self._store_up = self._gauge("agentloop_store_up", "1 while Postgres answers.")
+        self._gpu_busy = self._gauge(
+            "hw_gpu_utilization_ratio", "How busy a GPU was in its last sampling period.", "hw_id"
+        )
+        self._gpu_used = self._gauge("hw_gpu_memory_usage_bytes", "Memory in use on a GPU.", "hw_id")
+        self._gpu_total = self._gauge("hw_gpu_memory_limit_bytes", "Memory of a GPU.", "hw_id")
 
     def text(self) -> bytes:
         """All figures in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def watch(
-        self, *, spool: Callable[[], SpoolState], in_flight: Callable[[], int], queued: Callable[[], int]
-    ) -> None:
-        """Read these gauges at each scrape."""
+    def watch(self, *, spool: Callable[[], SpoolState], admission: Admission) -> None:
+        """Read these gauges at each scrape, and be told how long requests wait."""
+        admission.on_wait = self.waited
         reads: list[tuple[str, str, Callable[[], float]]] = [
-            ("agentloop_in_flight", "Generations that run.", in_flight),
-            ("agentloop_queued", "Requests that wait for a place.", queued),
+            ("agentloop_in_flight", "Generations that run.", lambda: admission.in_flight),
+            ("agentloop_places", "Generations that may run at once.", lambda: admission.places),
             ("agentloop_spool_records", "Log records not in Postgres yet.", lambda: spool().records),
             ("agentloop_spool_bytes", "Bytes of log records not in Postgres yet.", lambda: spool().bytes),
+            ("agentloop_spool_max_bytes", "At so many, new work is refused.", lambda: spool().max_bytes),
             ("agentloop_spool_oldest_seconds", "Age of the oldest of them.", lambda: spool().oldest_seconds),
         ]
         for name, description, read in reads:
             self._gauge(name, description).set_function(read)
+        queued = self._gauge("agentloop_queued", "Requests that wait for a place.", "priority")
+        for priority in Priority:
+            queued.labels(priority.value).set_function(partial(admission.queued_of, priority))
+
+    def watch_memory(self, available: Callable[[], int], floor: int) -> None:
+        """Read at each scrape what memory is left; with less than `floor` bytes new work is refused."""
+        name, about = "agentloop_memory_available_bytes", "Memory that this server can have without swapping."
+        self._gauge(name, about).set_function(available)
+        self._gauge("agentloop_memory_floor_bytes", "With less, new work is refused.").set(floor)
 
     # The pipeline's hooks.
 
@@ -120,16 +167,31 @@ class Metrics:
         self.logged()
         reason = "" if end.finish_reason is None else end.finish_reason.value
         kind = type(error).__name__ if end.status is Status.ERROR and error is not None else ""
-        self._inferences.labels(
-            start.alias, start.model_version, start.target_role.value, end.status.value, reason, kind
-        ).inc()
+        role, status = start.target_role.value, end.status.value
+        alias, version = self._alias(start.alias), start.model_version
+        self._series.of(self._inferences, version, alias, version, role, status, reason, kind).inc()
         # How long it took was the caller's choice, or mistake, and not the model's.
         if end.status is not Status.CANCELLED and not isinstance(error, InvalidArgument):
-            self._duration.labels(start.alias, start.model_version).observe(end.timings.total_ms / 1000)
+            self._series.of(self._duration, version, alias, version).observe(end.timings.total_ms / 1000)
         if end.timings.ttft_ms is not None:
-            self._first_token.labels(start.alias, start.model_version).observe(end.timings.ttft_ms / 1000)
-        self._tokens.labels(start.model_version, "input").inc(end.usage.input_tokens)
-        self._tokens.labels(start.model_version, "output").inc(end.usage.output_tokens)
+            self._series.of(self._first_token, version, alias, version).observe(end.timings.ttft_ms / 1000)
+            if end.status is Status.OK and end.usage.output_tokens > 1:
+                seconds = (end.timings.total_ms - end.timings.ttft_ms) / 1000
+                per_token = seconds / (end.usage.output_tokens - 1)
+                self._series.of(self._per_token, version, alias, version).observe(per_token)
+        self._series.of(self._tokens, version, version, "input").observe(end.usage.input_tokens)
+        self._series.of(self._tokens, version, version, "output").observe(end.usage.output_tokens)
+
+    def _alias(self, alias: str) -> str:
+        """Beside routes' aliases, those that an administrator wrote who named a version: any text."""
+        if alias in self._aliases or len(self._aliases) < ALIASES:
+            self._aliases.add(alias)
+            return alias
+        return "other"
+
+    def waited(self, priority: Priority, seconds: float) -> None:
+        """A request got a place."""
+        self._queue_time.labels(priority.value).observe(seconds)
 
     # The log's hooks.
 
@@ -169,5 +231,14 @@ class Metrics:
         """Postgres was checked."""
         self._store_up.set(up)
 
-    def _gauge(self, name: str, description: str) -> Gauge:
-        return Gauge(name, description, registry=self.registry)
+    def gpus_are(self, gpus: Iterable[Gpu]) -> None:
+        """The GPUs were asked; those that did not answer are shown no more."""
+        for gauge in (self._gpu_busy, self._gpu_used, self._gpu_total):
+            gauge.clear()
+        for gpu in gpus:
+            self._gpu_busy.labels(gpu.id).set(gpu.utilization)
+            self._gpu_used.labels(gpu.id).set(gpu.memory_used)
+            self._gpu_total.labels(gpu.id).set(gpu.memory_total)
+
+    def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
+        return Gauge(name, description, labels, registry=self.registry)

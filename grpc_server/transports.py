@@ -93,7 +93,7 @@ async def listen(
     """
     refuse_plaintext(settings)
     admission = inference.admission
-    metrics.watch(spool=spool.state, in_flight=lambda: admission.in_flight, queued=lambda: admission.queued)
+    metrics.watch(spool=spool.state, admission=admission)
     readiness = Readiness(engine, spool, routes, check_store)
     health = HealthServicer(SERVICES)
     async with contextlib.AsyncExitStack() as stack:

@@ -112,6 +112,16 @@ class SpoolState:
         return self.bytes >= self.max_bytes
 
 
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU now: how busy it was in its last sampling period (0 to 1), and its memory in bytes."""
+
+    id: str
+    utilization: float
+    memory_used: int
+    memory_total: int
+
+
 class Spool(Protocol):
     """The durable queue in front of Postgres: an append returns when its record is on disk."""
 

@@ -234,11 +234,11 @@ async def test_a_caller_who_goes_away_while_it_waits_leaves_the_queue(tmp_path: 
     async with Bench(engine).run(tmp_path) as bench, posting(bench) as client:
         calls = [asyncio.create_task(client.post("/v1/chat/completions", json=body)) for _ in range(2)]
         await asyncio.wait_for(engine.streaming.wait(), 10)
-        await until(lambda: "agentloop_queued 1.0" in bench.metrics.text().decode())
+        await until(lambda: 'agentloop_queued{priority="interactive"} 1.0' in bench.metrics.text().decode())
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        await until(lambda: "agentloop_queued 0.0" in bench.metrics.text().decode())
+        await until(lambda: 'agentloop_queued{priority="interactive"} 0.0' in bench.metrics.text().decode())
         await bench.until_ended()
         await until(lambda: engine.running == 0)
 

@@ -158,7 +158,7 @@ class Server:
             "gen_ai_server_request_duration_seconds", "x", models, buckets=BOUNDS, registry=self.registry
         )
         kinds = ("gen_ai_response_model", "gen_ai_token_type")
-        self.tokens = Counter("gen_ai_client_token_usage_tokens", "x", kinds, registry=self.registry)
+        self.tokens = Histogram("gen_ai_client_token_usage", "x", kinds, registry=self.registry)
 
     def answer(
         self,
@@ -174,7 +174,7 @@ class Server:
         self.ended.labels(alias, version, role, status, reason if status == "ok" else "", error).inc()
         if status != "cancelled" and error != "InvalidArgument":
             self.duration.labels(alias, version).observe(seconds)
-        self.tokens.labels(version, "output").inc(7)
+        self.tokens.labels(version, "output").observe(7)
 
     def scrape(self) -> Any:
         return metrics.parse(generate_latest(self.registry).decode())

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 from uuid import UUID
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from grpc_server.admission import Admission, Ask
 from grpc_server.domain.errors import EngineUnavailable, Exhausted, InvalidArgument
-from grpc_server.domain.ports import SpoolState
+from grpc_server.domain.ports import Gpu, SpoolState
 from grpc_server.domain.types import (
     FinishReason,
     InferenceEnded,
     InferenceStarted,
+    Priority,
     Status,
     TargetRole,
     Timings,
     Usage,
 )
 from grpc_server.metrics import Metrics
+from grpc_server.series import VERSIONS
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 START = InferenceStarted(
@@ -67,7 +71,8 @@ def test_an_inference_is_counted_by_version_role_status_and_reason() -> None:
     assert value(metrics, "gen_ai_server_request_duration_seconds_bucket", le="2.56", **models) == 1
     assert value(metrics, "gen_ai_server_request_duration_seconds_bucket", le="1.28", **models) == 0
     assert value(metrics, "gen_ai_server_time_to_first_token_seconds_sum", **models) == 0.05
-    tokens = "gen_ai_client_token_usage_tokens_total"
+    assert value(metrics, "gen_ai_server_time_per_output_token_seconds_sum", **models) == 0.975
+    tokens = "gen_ai_client_token_usage_sum"
     assert value(metrics, tokens, gen_ai_response_model="m:new", gen_ai_token_type="input") == 7
     assert value(metrics, tokens, gen_ai_response_model="m:new", gen_ai_token_type="output") == 3
     assert value(metrics, "agentloop_log_records_total", state="accepted") == 2
@@ -111,16 +116,62 @@ def test_refusals_are_counted_by_kind() -> None:
     assert value(metrics, "agentloop_refused_total", reason="Exhausted") == 1
 
 
-def test_gauges_are_read_at_each_scrape() -> None:
-    metrics, depth = Metrics(), [3]
-    metrics.watch(spool=lambda: SpoolState(depth[0], 300, 1.5, 1000), in_flight=lambda: 2, queued=lambda: 1)
+async def test_gauges_are_read_at_each_scrape() -> None:
+    metrics, depth, admission = Metrics(), [3], Admission(2)
+    metrics.watch(spool=lambda: SpoolState(depth[0], 300, 1.5, 1000), admission=admission)
     assert value(metrics, "agentloop_spool_records") == 3
     depth[0] = 4
     assert value(metrics, "agentloop_spool_records") == 4
     assert value(metrics, "agentloop_spool_bytes") == 300
+    assert value(metrics, "agentloop_spool_max_bytes") == 1000
     assert value(metrics, "agentloop_spool_oldest_seconds") == 1.5
-    assert value(metrics, "agentloop_in_flight") == 2
-    assert value(metrics, "agentloop_queued") == 1
+    async with admission.place(), admission.place(Ask(priority=Priority.BATCH)):
+        waiting = asyncio.create_task(admission.place(Ask(priority=Priority.BATCH)).__aenter__())
+        await asyncio.sleep(0)
+        assert value(metrics, "agentloop_in_flight") == 2
+        assert value(metrics, "agentloop_places") == 2
+        assert value(metrics, "agentloop_queued", priority="batch") == 1
+        assert value(metrics, "agentloop_queued", priority="interactive") == 0
+    await waiting
+    assert value(metrics, "agentloop_queue_time_seconds_count", priority="batch") == 2
+    assert value(metrics, "agentloop_queue_time_seconds_count", priority="interactive") == 1
+
+
+def test_memory_is_shown_beside_its_floor_and_the_process_beside_it() -> None:
+    metrics = Metrics()
+    metrics.watch_memory(lambda: 5000, 1000)
+    assert value(metrics, "agentloop_memory_available_bytes") == 5000
+    assert value(metrics, "agentloop_memory_floor_bytes") == 1000
+    assert value(metrics, "process_resident_memory_bytes") > 1 << 20
+
+
+def test_gpus_are_shown_while_they_answer() -> None:
+    metrics = Metrics()
+    metrics.gpus_are([Gpu("GPU-1", 0.85, 30, 80), Gpu("GPU-2", 0.0, 0, 80)])
+    assert value(metrics, "hw_gpu_utilization_ratio", hw_id="GPU-1") == 0.85
+    assert value(metrics, "hw_gpu_memory_usage_bytes", hw_id="GPU-1") == 30
+    assert value(metrics, "hw_gpu_memory_limit_bytes", hw_id="GPU-2") == 80
+    metrics.gpus_are([])
+    assert not any(name.startswith("hw_gpu") for name, _ in samples(metrics))
+
+
+def test_however_many_versions_and_aliases_are_named_the_figures_stay_few() -> None:
+    metrics = Metrics()
+    for number in range(1000):
+        metrics.ended(replace(START, alias=f"alias {number}", model_version=f"m:{number}"), END)
+    found = samples(metrics)
+    versions = {
+        dict(labels).get("model_version") for name, labels in found if name == "agentloop_inferences_total"
+    }
+    assert versions == {f"m:{number}" for number in range(1000 - VERSIONS, 1000)}
+    assert {dict(labels).get("alias") for _, labels in found} == {None, "other"}
+    assert len(found) < VERSIONS * 120
+
+
+def test_no_figure_names_a_caller() -> None:
+    metrics = Metrics()
+    metrics.ended(START, END)
+    assert "billing" not in metrics.text().decode()
 
 
 def test_the_log_counts_what_became_of_its_records() -> None:

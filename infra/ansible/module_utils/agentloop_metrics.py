@@ -160,7 +160,7 @@ def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Fi
                 cut += value if status == "ok" and labels.get("finish_reason") == "length" else 0.0
         elif labels.get("gen_ai_response_model") != model_version:
             continue
-        elif name == "gen_ai_client_token_usage_tokens_total":
+        elif name == "gen_ai_client_token_usage_sum":
             tokens += value if labels.get("gen_ai_token_type") == "output" else 0.0
         elif labels.get("gen_ai_request_model") != alias:
             continue
