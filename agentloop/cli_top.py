@@ -61,7 +61,7 @@ def figures(now: Scrape, before: Scrape | None = None) -> Figures:
         sums = [sum(each.values()) if not value else each.get(value, 0.0) for each in counts]
         return max(0.0, sums[0] - sums[1]) / seconds  # a server that was restarted counts from 0
 
-    tokens = "gen_ai_client_token_usage_tokens_total"
+    tokens = "gen_ai_client_token_usage_sum"
     return Figures(
         seconds=seconds,
         requests=now.by("agentloop_inferences_total", "status"),
