@@ -17,6 +17,7 @@ from agentloop.types import (
     Answer,
     ChatEvent,
     Completed,
+    Embeddings,
     Message,
     ModelVersion,
     Route,
@@ -24,6 +25,7 @@ from agentloop.types import (
     Started,
     Target,
     TextDelta,
+    TokenCount,
     Tool,
     ToolCall,
 )
@@ -35,6 +37,7 @@ __all__ = [
     "ChatEvent",
     "Client",
     "Completed",
+    "Embeddings",
     "Message",
     "ModelVersion",
     "Route",
@@ -43,6 +46,7 @@ __all__ = [
     "Started",
     "Target",
     "TextDelta",
+    "TokenCount",
     "Tool",
     "ToolCall",
 ]

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,9 +59,7 @@ class Session:
         except AgentLoopError as error:
             code, remedy = self._verdict(error)
             if as_json:
-                status = error.code.name if isinstance(error, RpcError) else type(error).__name__
-                details = error.details if isinstance(error, RpcError) else str(error)
-                typer.echo(json.dumps({"error": {"status": status, "message": details}}), err=True)
+                typer.echo(json.dumps({"error": _plain(error)}), err=True)
             else:
                 typer.echo(f"{printable(str(error), sys.stderr.isatty())}{remedy}", err=True)
             raise typer.Exit(code) from error
@@ -84,6 +82,23 @@ class Session:
                 return FAILED, "\nGive a token that is in force with --token-file, or in AGENTLOOP_TOKEN."
             case _:
                 return FAILED, ""
+
+
+def _plain(error: AgentLoopError) -> dict[str, Any]:
+    """Status and text, and what else the server said."""
+    if not isinstance(error, RpcError):
+        return {"status": type(error).__name__, "message": str(error)}
+    said = {
+        "reason": error.reason,
+        "field_violations": [asdict(violation) for violation in error.field_violations],
+        "retry_after_s": error.retry_after_s,
+        "quota_subject": error.quota_subject,
+        "inference_id": error.inference_id,
+        "input_tokens": error.input_tokens,
+        "output_tokens": error.output_tokens,
+    }
+    told = {name: value for name, value in said.items() if value not in ("", [], None)}
+    return {"status": error.code.name, "message": error.details, **told}
 
 
 def session(context: typer.Context) -> Session:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,7 @@ from agentloop.types import (
     Answer,
     ChatEvent,
     Completed,
+    Embeddings,
     JsonObject,
     Message,
     ModelVersion,
@@ -37,6 +38,7 @@ from agentloop.types import (
     Sampling,
     Started,
     Target,
+    TokenCount,
     Tool,
     ToolChoice,
 )
@@ -116,10 +118,44 @@ class AsyncClient:
             model_version=model_version,
             session_id=session_id,
         )
+        async with aclosing(self._events(self._inference.Chat, request, timeout_s)) as events:
+            async for event in events:
+                yield event
+
+    async def generate(
+        self,
+        prompt: str,
+        *,
+        sampling: Sampling | None = None,
+        json_schema: JsonObject | None = None,
+        alias: str = "",
+        model_version: str = "",
+        session_id: str = "",
+        timeout_s: float = CHAT_TIMEOUT_S,
+    ) -> AsyncGenerator[ChatEvent, None]:
+        """Stream the continuation of a raw prompt: Started, TextDelta, Completed. As `chat` otherwise."""
+        request = wire.generate_request(
+            prompt,
+            sampling=sampling or Sampling(),
+            json_schema=json_schema,
+            alias=alias,
+            model_version=model_version,
+            session_id=session_id,
+        )
+        async with aclosing(self._events(self._inference.Generate, request, timeout_s)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(
+        self,
+        method: Callable[..., Any],
+        request: inference_pb2.ChatRequest | inference_pb2.GenerateRequest,
+        timeout_s: float,
+    ) -> AsyncGenerator[ChatEvent, None]:
         attempts = Attempts.within(timeout_s)
         while True:
             try:
-                async with aclosing(self._stream(request, attempts)) as events:
+                async with aclosing(self._stream(method, request, attempts)) as events:
                     async for event in events:
                         yield event
                 return
@@ -130,10 +166,13 @@ class AsyncClient:
             await asyncio.sleep(delay)
 
     async def _stream(
-        self, request: inference_pb2.ChatRequest, attempts: Attempts
+        self,
+        method: Callable[..., Any],
+        request: inference_pb2.ChatRequest | inference_pb2.GenerateRequest,
+        attempts: Attempts,
     ) -> AsyncGenerator[ChatEvent, None]:
         """One try. Raises AioRpcError only before its first event: after it, the error is final."""
-        call = self._inference.Chat(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
+        call = method(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
         inference_id = ""
         begun = completed = False
         try:
@@ -158,6 +197,69 @@ class AsyncClient:
         """The whole answer; options and errors are those of `chat`."""
         async with aclosing(self.chat(messages, **options)) as events:
             return wire.collect([event async for event in events])
+
+    async def count_tokens(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice = "auto",
+        json_schema: JsonObject | None = None,
+        alias: str = "",
+        model_version: str = "",
+        session_id: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> TokenCount:
+        """What `chat` would read of the same arguments, counted by the model version that would answer."""
+        chat = wire.chat_request(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            sampling=Sampling(),
+            json_schema=json_schema,
+            alias=alias,
+            model_version=model_version,
+            session_id=session_id,
+        )
+        request = inference_pb2.CountTokensRequest(chat=chat)
+        response = await self._call(self._inference.CountTokens, request, timeout_s)
+        return TokenCount(response.input_tokens, response.model_version)
+
+    async def count_prompt_tokens(
+        self, prompt: str, *, alias: str = "", model_version: str = "", timeout_s: float = CALL_TIMEOUT_S
+    ) -> TokenCount:
+        """What `generate` would read of a raw prompt."""
+        generate = wire.generate_request(
+            prompt,
+            sampling=Sampling(),
+            json_schema=None,
+            alias=alias,
+            model_version=model_version,
+            session_id="",
+        )
+        request = inference_pb2.CountTokensRequest(generate=generate)
+        response = await self._call(self._inference.CountTokens, request, timeout_s)
+        return TokenCount(response.input_tokens, response.model_version)
+
+    async def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        alias: str = "",
+        model_version: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Embeddings:
+        """One vector a text, all by the alias's stable model version.
+
+        Raises FailedPrecondition where the engine makes none with it.
+        """
+        request = wire.embed_request(texts, alias, model_version)
+        return wire.embeddings_from_proto(await self._call(self._inference.Embed, request, timeout_s))
+
+    async def cancel(self, inference_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """End a running inference of one's own. Raises NotFound if it has ended, or is another caller's."""
+        request = inference_pb2.CancelInferenceRequest(inference_id=inference_id)
+        await self._call(self._inference.CancelInference, request, timeout_s, safe=False)
 
     async def submit_feedback(
         self,

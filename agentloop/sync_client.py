@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -21,6 +21,7 @@ from agentloop.types import (
     Answer,
     ChatEvent,
     Completed,
+    Embeddings,
     JsonObject,
     Message,
     ModelVersion,
@@ -28,6 +29,7 @@ from agentloop.types import (
     Sampling,
     Started,
     Target,
+    TokenCount,
     Tool,
     ToolChoice,
 )
@@ -92,10 +94,40 @@ class Client:
             model_version=model_version,
             session_id=session_id,
         )
+        yield from self._events(self._inference.Chat, request, timeout_s)
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        sampling: Sampling | None = None,
+        json_schema: JsonObject | None = None,
+        alias: str = "",
+        model_version: str = "",
+        session_id: str = "",
+        timeout_s: float = CHAT_TIMEOUT_S,
+    ) -> Generator[ChatEvent, None, None]:
+        """As `AsyncClient.generate`."""
+        request = wire.generate_request(
+            prompt,
+            sampling=sampling or Sampling(),
+            json_schema=json_schema,
+            alias=alias,
+            model_version=model_version,
+            session_id=session_id,
+        )
+        yield from self._events(self._inference.Generate, request, timeout_s)
+
+    def _events(
+        self,
+        method: Callable[..., Any],
+        request: inference_pb2.ChatRequest | inference_pb2.GenerateRequest,
+        timeout_s: float,
+    ) -> Generator[ChatEvent, None, None]:
         attempts = Attempts.within(timeout_s)
         while True:
             try:
-                yield from self._stream(request, attempts)
+                yield from self._stream(method, request, attempts)
                 return
             except grpc.RpcError as error:
                 delay = attempts.delay_after(error)
@@ -104,10 +136,13 @@ class Client:
             time.sleep(delay)
 
     def _stream(
-        self, request: inference_pb2.ChatRequest, attempts: Attempts
+        self,
+        method: Callable[..., Any],
+        request: inference_pb2.ChatRequest | inference_pb2.GenerateRequest,
+        attempts: Attempts,
     ) -> Generator[ChatEvent, None, None]:
         """One try. Raises grpc.RpcError only before its first event: after it, the error is final."""
-        call = self._inference.Chat(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
+        call = method(request, timeout=attempts.remaining_s, metadata=self._connection.metadata)
         inference_id = ""
         begun = completed = False
         try:
@@ -124,13 +159,73 @@ class Client:
                 raise from_grpc(error, inference_id) from error
             raise
         finally:
-            call.cancel()  # type: ignore[no-untyped-call]  # grpc-stubs leaves it untyped
+            call.cancel()
         if not completed:
             raise IncompleteStream(f"the stream of inference {inference_id!r} ended without its last event")
 
     def ask(self, messages: str | Sequence[Message], **options: Any) -> Answer:
         """As `AsyncClient.ask`."""
         return wire.collect(self.chat(messages, **options))
+
+    def count_tokens(
+        self,
+        messages: str | Sequence[Message],
+        *,
+        tools: Sequence[Tool] = (),
+        tool_choice: ToolChoice = "auto",
+        json_schema: JsonObject | None = None,
+        alias: str = "",
+        model_version: str = "",
+        session_id: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> TokenCount:
+        """As `AsyncClient.count_tokens`."""
+        chat = wire.chat_request(
+            messages,
+            tools=tools,
+            tool_choice=tool_choice,
+            sampling=Sampling(),
+            json_schema=json_schema,
+            alias=alias,
+            model_version=model_version,
+            session_id=session_id,
+        )
+        request = inference_pb2.CountTokensRequest(chat=chat)
+        response = self._call(self._inference.CountTokens, request, timeout_s)
+        return TokenCount(response.input_tokens, response.model_version)
+
+    def count_prompt_tokens(
+        self, prompt: str, *, alias: str = "", model_version: str = "", timeout_s: float = CALL_TIMEOUT_S
+    ) -> TokenCount:
+        """As `AsyncClient.count_prompt_tokens`."""
+        generate = wire.generate_request(
+            prompt,
+            sampling=Sampling(),
+            json_schema=None,
+            alias=alias,
+            model_version=model_version,
+            session_id="",
+        )
+        request = inference_pb2.CountTokensRequest(generate=generate)
+        response = self._call(self._inference.CountTokens, request, timeout_s)
+        return TokenCount(response.input_tokens, response.model_version)
+
+    def embed(
+        self,
+        texts: Sequence[str],
+        *,
+        alias: str = "",
+        model_version: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> Embeddings:
+        """As `AsyncClient.embed`."""
+        request = wire.embed_request(texts, alias, model_version)
+        return wire.embeddings_from_proto(self._call(self._inference.Embed, request, timeout_s))
+
+    def cancel(self, inference_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
+        """As `AsyncClient.cancel`."""
+        request = inference_pb2.CancelInferenceRequest(inference_id=inference_id)
+        self._call(self._inference.CancelInference, request, timeout_s, safe=False)
 
     def submit_feedback(
         self,

@@ -97,6 +97,23 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCount:
+    """What a request would be read as, `<bos>` included, and by which model version."""
+
+    input_tokens: int
+    model_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector a text, in their order. Vectors of two model versions do not compare."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model_version: str
+    input_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelVersion:
     """One immutable GGUF, named `<model>:<cycle id>`; size in bytes."""
 

@@ -12,6 +12,7 @@ from agentloop.types import (
     Answer,
     ChatEvent,
     Completed,
+    Embeddings,
     FinishReason,
     JsonObject,
     Message,
@@ -94,19 +95,60 @@ def chat_request(
             for tool in tools
         ],
         tool_choice=_known(_TOOL_CHOICES, tool_choice, "tool_choice"),
-        sampling=inference_pb2.SamplingOptions(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
-            seed=sampling.seed,
-            stop=sampling.stop,
-        ),
-        response_format=(
-            None if json_schema is None else inference_pb2.ResponseFormat(json_schema=_json(json_schema))
-        ),
+        sampling=_sampling(sampling),
+        response_format=_response_format(json_schema),
         session_id=session_id,
     )
+
+
+@_valid()
+def generate_request(
+    prompt: str,
+    *,
+    sampling: Sampling,
+    json_schema: JsonObject | None,
+    alias: str,
+    model_version: str,
+    session_id: str,
+) -> inference_pb2.GenerateRequest:
+    """The request to go on from a raw prompt."""
+    return inference_pb2.GenerateRequest(
+        alias=alias,
+        model_version=model_version,
+        prompt=prompt,
+        sampling=_sampling(sampling),
+        response_format=_response_format(json_schema),
+        session_id=session_id,
+    )
+
+
+@_valid()
+def embed_request(texts: Sequence[str], alias: str, model_version: str) -> inference_pb2.EmbedRequest:
+    """The request for vectors."""
+    if isinstance(texts, str):
+        raise ConfigurationError("texts is one string; give a list of them")
+    return inference_pb2.EmbedRequest(alias=alias, model_version=model_version, texts=texts)
+
+
+def embeddings_from_proto(response: inference_pb2.EmbedResponse) -> Embeddings:
+    """The vectors."""
+    vectors = tuple(tuple(embedding.values) for embedding in response.embeddings)
+    return Embeddings(vectors, response.model_version, response.usage.input_tokens)
+
+
+def _sampling(sampling: Sampling) -> inference_pb2.SamplingOptions:
+    return inference_pb2.SamplingOptions(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        seed=sampling.seed,
+        stop=sampling.stop,
+    )
+
+
+def _response_format(schema: JsonObject | None) -> inference_pb2.ResponseFormat | None:
+    return None if schema is None else inference_pb2.ResponseFormat(json_schema=_json(schema))
 
 
 def message_to_proto(message: Message) -> inference_pb2.Message:
@@ -122,14 +164,16 @@ def message_to_proto(message: Message) -> inference_pb2.Message:
     )
 
 
-def event_from_proto(response: inference_pb2.ChatResponse) -> ChatEvent | None:
+def event_from_proto(
+    response: inference_pb2.ChatResponse | inference_pb2.GenerateResponse,
+) -> ChatEvent | None:
     """One event of a stream; None for a kind that this version of the client does not know."""
     kind = response.WhichOneof("event")
     if kind == "started":
         return Started(response.started.inference_id, response.started.model_version)
     if kind == "text_delta":
         return TextDelta(response.text_delta.text)
-    if kind == "tool_call":
+    if kind == "tool_call" and isinstance(response, inference_pb2.ChatResponse):
         return ToolCall(response.tool_call.name, json.loads(response.tool_call.arguments_json or "{}"))
     if kind == "completed":
         done = response.completed

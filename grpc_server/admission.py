@@ -28,7 +28,7 @@ from grpc_server.domain.errors import (
 )
 from grpc_server.domain.fair_queue import FairQueue, NoRoomError
 from grpc_server.domain.service_times import ServiceTimes
-from grpc_server.domain.types import ChatRequest, Priority
+from grpc_server.domain.types import EmbedRequest, GenerateRequest, InferenceRequest, Priority
 
 BATCH_EVERY = 8
 """Of so many places that become free while batch requests wait, one is for them: they never starve."""
@@ -58,8 +58,13 @@ class Ask:
     seconds: float | None = None
 
 
-def cost_of(request: ChatRequest) -> float:
-    """About how many tokens `request` takes: four bytes of text each, and all that it may write."""
+def cost_of(request: InferenceRequest | EmbedRequest) -> float:
+    """About how many tokens `request` takes: four characters of text each, and all that it may write."""
+    match request:
+        case EmbedRequest():
+            return sum(map(len, request.texts)) / 4
+        case GenerateRequest():
+            return len(request.prompt) / 4 + request.sampling.max_tokens
     read = sum(len(message.content) for message in request.messages)
     read += sum(len(tool.description) for tool in request.tools)
     return read / 4 + request.sampling.max_tokens

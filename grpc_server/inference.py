@@ -1,8 +1,9 @@
 """The one way to an answer: authorise, check, admit, route, record the start, stream, record the end.
 
-Transports and agents call `Inference.chat`; nothing goes around it. An inference is *accepted* once its start
+Transports and agents call `Inference`; nothing goes around it. An inference is *accepted* once its start
 record is on disk, which is before its first event leaves; from then on exactly one end record follows,
 whatever happens: a full answer, a caller who goes away, a deadline, an engine that breaks, a shutdown.
+Counting tokens and making vectors take the same way to a place, and leave no record.
 """
 
 from __future__ import annotations
@@ -13,125 +14,55 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any, Protocol
+from datetime import UTC, datetime
+from typing import TypeVar
 from uuid import UUID
 
 from uuid6 import uuid7
 
-from grpc_server.admission import Admission, Ask, Place, cost_of
-from grpc_server.domain import chat_format, rules
+from grpc_server.admission import Admission
+from grpc_server.domain import rules
 from grpc_server.domain.errors import (
     AgentLoopError,
-    DeadlineExceeded,
+    Cancelled,
     EngineUnavailable,
     Exhausted,
-    InvalidArgument,
+    NotFound,
+    PromptTooLong,
     ShuttingDown,
 )
-from grpc_server.domain.plain import message_to_plain, request_to_plain
-from grpc_server.domain.ports import Engine, Finished, Generation, Routes, Spool
+from grpc_server.domain.plain import request_to_plain
+from grpc_server.domain.ports import Engine, Finished, Generation, Observer, Routes, Spool
 from grpc_server.domain.types import (
     Caller,
     ChatEvent,
     ChatRequest,
     Completed,
-    FinishReason,
+    Embeddings,
+    EmbedRequest,
+    GenerateRequest,
     InferenceEnded,
+    InferenceRequest,
     InferenceStarted,
-    JsonObject,
-    Message,
     Priority,
-    Role,
+    Scope,
     Started,
     Status,
     Target,
     TargetRole,
     TextDelta,
-    Timings,
-    ToolCall,
-    ToolChoice,
     Usage,
 )
+from grpc_server.generation import generation_of, offered_tools, tool_call
+from grpc_server.running import Emit, Running
 from grpc_server.uninterrupted import uninterrupted
 
 log = logging.getLogger(__name__)
 
-Emit = Callable[[ChatEvent], Awaitable[None]]
+Result = TypeVar("Result")
 
-DEADLINE_SLACK = 0.02
-"""Share of a deadline. A caller's own deadline fires before ours: gRPC rounds timeouts up by at most 1 %."""
-DEADLINE_SLACK_SECONDS = 0.05
-"""The least slack: what a cancellation may take to arrive."""
-
-
-class Observer(Protocol):
-    """Who counts what happens."""
-
-    def refused(self, error: AgentLoopError) -> None:
-        """A request was not accepted."""
-
-    def accepted(self, start: InferenceStarted) -> None:
-        """A start record is on disk."""
-
-    def ended(self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None) -> None:
-        """The end record of an accepted inference is on disk; `error` is what ended it, if not itself."""
-
-
-@dataclass(slots=True, eq=False)
-class _Running:
-    """One request on its way, and what is known of its answer so far. Times are `monotonic` seconds."""
-
-    caller: Caller
-    request: ChatRequest
-    emit: Emit
-    seconds: float
-    started_at: datetime
-    arrived: float
-    priority: Priority = Priority.INTERACTIVE
-    limit: asyncio.Timeout | None = None
-    place: Place | None = None
-    interrupted: bool = False
-    placed: float = 0.0
-    accepted: bool = False
-    text: list[str] = field(default_factory=list)
-    call: ToolCall | None = None
-    first_token: float | None = None
-    finished: Finished | None = None
-
-    def message(self) -> Message:
-        if self.call is not None:
-            return Message(Role.ASSISTANT, tool_calls=(self.call,))
-        return Message(Role.ASSISTANT, "".join(self.text))
-
-    def usage(self) -> Usage:
-        """As the engine counted; where the answer was cut off, the pieces that arrived."""
-        return self.finished.usage if self.finished is not None else Usage(0, len(self.text))
-
-    def timings(self, now: float) -> Timings:
-        ttft = None if self.first_token is None else (self.first_token - self.arrived) * 1000
-        return Timings((self.placed - self.arrived) * 1000, ttft, (now - self.arrived) * 1000)
-
-    def ask(self, model_version: str, *, shadow: bool) -> Ask:
-        """What admission is to know; a shadow takes nobody's share."""
-        caller, cost = ("", 0.0) if shadow else (self.caller.name, cost_of(self.request))
-        return Ask(caller, self.priority, cost, model_version, self.request.sampling.max_tokens, self.seconds)
-
-    def finish_reason(self) -> FinishReason | None:
-        if self.call is not None:
-            return FinishReason.TOOL_CALLS
-        return None if self.finished is None else self.finished.finish_reason
-
-    def out_of_time(self) -> bool:
-        """Whether a cancellation that arrives now is that of the deadline."""
-        if self.limit is None:
-            return False
-        if self.limit.expired():
-            return True
-        when = self.limit.when()
-        slack = max(DEADLINE_SLACK_SECONDS, self.seconds * DEADLINE_SLACK)
-        return when is not None and when - asyncio.get_running_loop().time() <= slack
+LATE_COUNT_SECONDS = 2.0
+"""What an engine gets to count the prompt of an answer that was cut off. It holds that prompt already."""
 
 
 class Inference:
@@ -164,7 +95,8 @@ class Inference:
         self._draw = draw
         self._new_id = new_id
         self._closing = False
-        self._running: set[_Running] = set()
+        self._running: set[Running] = set()
+        self._accepted: dict[UUID, Running] = {}
         self._shadows: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -172,7 +104,7 @@ class Inference:
     async def chat(
         self,
         caller: Caller,
-        request: ChatRequest,
+        request: InferenceRequest,
         emit: Emit,
         *,
         seconds: float | None = None,
@@ -180,20 +112,80 @@ class Inference:
     ) -> None:
         """Answer `request` within `seconds`, awaiting `emit` for each event; returns after Completed.
 
+        A raw prompt takes the same way; control tokens in it count only where an administrator asks.
+
         Before the request is accepted it raises PermissionDenied, InvalidArgument, NotFound, Exhausted,
         DeadlineExceeded or ShuttingDown. After that, when the log has a row, it raises what the engine
-        raised, DeadlineExceeded, ShuttingDown, or CancelledError where the caller's task was cancelled.
+        raised, DeadlineExceeded, ShuttingDown, Cancelled (by its id), or CancelledError where the caller's
+        task was cancelled; the `ended` of these errors is the end record.
         """
-        seconds = self._default_deadline if seconds is None else seconds
-        running = _Running(caller, request, emit, seconds, self._now(), self._monotonic(), priority)
-        try:
-            rules.authorise(caller, request)
-            rules.check_chat(request)
-            await self._within_limit(running)
-        except AgentLoopError as error:
-            if not running.accepted:
-                self._observer.refused(error)
-            raise
+        running = self._arrived(caller, request, emit, seconds, priority)
+
+        async def answer(target: Target) -> None:
+            await self._answer(running, request, target)
+
+        await self._guarded(running, lambda: self._target(request), answer)
+
+    async def count_tokens(
+        self,
+        caller: Caller,
+        request: InferenceRequest,
+        *,
+        seconds: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> tuple[int, str]:
+        """The tokens that `request` would be read as, and the model version that would read them.
+
+        Raises as `chat` before it is accepted, and what the engine raises.
+        """
+        running = self._arrived(caller, request, _discard, seconds, priority)
+        running.answers = False
+
+        async def count(target: Target) -> tuple[int, str]:
+            generation = generation_of(caller, request, target.model_version)
+            tokens = await self._engine.count_tokens(target.model_version, generation.prompt)
+            running.used(tokens)
+            return tokens, target.model_version
+
+        return await self._guarded(running, lambda: self._target(request), count)
+
+    async def embed(
+        self,
+        caller: Caller,
+        request: EmbedRequest,
+        *,
+        seconds: float | None = None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> tuple[Embeddings, str]:
+        """One vector a text, and the model version that made them: the stable one, as no two compare.
+
+        Raises as `chat` before it is accepted, what the engine raises, and Precondition where it makes none.
+        """
+        running = self._arrived(caller, request, _discard, seconds, priority)
+        running.answers = False
+
+        def target() -> Target:
+            named = _named(request.model_version)
+            return named or rules.stable_target(self._routes.get(request.alias))
+
+        async def embed(target: Target) -> tuple[Embeddings, str]:
+            made = await self._engine.embed(target.model_version, request.texts)
+            running.used(made.input_tokens)
+            self._observer.embedded(target.model_version, len(request.texts), made.input_tokens)
+            return made, target.model_version
+
+        return await self._guarded(running, target, embed)
+
+    def cancel(self, caller: Caller, inference_id: UUID) -> None:
+        """End a running inference of this server with Cancelled: the caller's own by name, an admin's any.
+
+        Raises:
+            NotFound: for every other id, with the same text.
+        """
+        running = self._accepted.get(inference_id)
+        if running is None or not (running.caller.name == caller.name or caller.may(Scope.ADMIN)):
+            raise NotFound(f"no inference {inference_id} of yours is running on this server")
+        running.stop(Cancelled("the inference was cancelled by its id"))
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new requests, let those that run finish, and end the rest when the grace period is over."""
@@ -203,12 +195,44 @@ class Inference:
                 await self._idle.wait()
         except TimeoutError:
             for running in self._running:
-                running.interrupted = True
-                if running.limit is not None and not running.limit.expired():
-                    running.limit.reschedule(asyncio.get_running_loop().time())
+                running.stop(ShuttingDown("this server shut down before the answer was complete; ask again"))
             await self._idle.wait()
 
-    async def _within_limit(self, running: _Running, shadow: Target | None = None) -> None:
+    def _arrived(
+        self,
+        caller: Caller,
+        request: InferenceRequest | EmbedRequest,
+        emit: Emit,
+        seconds: float | None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> Running:
+        seconds = self._default_deadline if seconds is None else seconds
+        return Running(caller, request, emit, seconds, self._now(), self._monotonic(), priority)
+
+    async def _guarded(
+        self, running: Running, target: Callable[[], Target], work: Callable[[Target], Awaitable[Result]]
+    ) -> Result:
+        """Do the work of a request that is allowed and sound, and tell who counts of one that is refused."""
+        try:
+            rules.authorise(running.caller, running.request)
+            _check(running.request)
+            return await self._within_limit(running, target, work)
+        except AgentLoopError as error:
+            if isinstance(error, PromptTooLong):
+                error.field = _prompt_field(running.request)
+            error.ended = running.end
+            if not running.accepted:
+                self._observer.refused(error)
+            raise
+
+    async def _within_limit(
+        self,
+        running: Running,
+        target: Callable[[], Target],
+        work: Callable[[Target], Awaitable[Result]],
+        *,
+        shadow: Target | None = None,
+    ) -> Result:
         if self._closing:
             raise ShuttingDown("this server is shutting down; ask again")
         self._running.add(running)
@@ -220,31 +244,29 @@ class Inference:
                 ask = running.ask(expected, shadow=shadow is not None)
                 async with self.admission.place(ask, wait=shadow is None) as running.place:
                     running.placed = self._monotonic()
-                    await self._answer(running, shadow or self._target(running.request))
+                    return await work(target())
         except TimeoutError as error:
             if running.limit is None or not running.limit.expired():
                 raise
-            raise self._out_of_time(running) from error
+            raise running.out_of_time() from error
         finally:
             self._running.discard(running)
             if not self._running:
                 self._idle.set()
 
-    def _expected_version(self, request: ChatRequest) -> str:
+    def _expected_version(self, request: InferenceRequest | EmbedRequest) -> str:
         """The version that most requests like this go to, before it is chosen. Raises NotFound."""
         if request.model_version:
             return request.model_version
         targets = self._routes.get(request.alias).targets
         return max(targets, key=lambda t: (t.role is not TargetRole.SHADOW, t.weight)).model_version
 
-    def _target(self, request: ChatRequest) -> Target:
-        if request.model_version:
-            return Target(request.model_version, TargetRole.STABLE, 100)
-        return rules.choose_target(self._routes.get(request.alias), request.session_id, self._draw())
+    def _target(self, request: InferenceRequest) -> Target:
+        named = _named(request.model_version)
+        return named or rules.choose_target(self._routes.get(request.alias), request.session_id, self._draw())
 
-    async def _answer(self, running: _Running, target: Target) -> None:
-        request = running.request
-        generation = _generation(request, target.model_version)
+    async def _answer(self, running: Running, request: InferenceRequest, target: Target) -> None:
+        generation = generation_of(running.caller, request, target.model_version)
         start = InferenceStarted(
             id=self._new_id(),
             server_id=self._server_id,
@@ -260,34 +282,41 @@ class Inference:
         try:
             await uninterrupted(self._accept(running, start))
             await running.emit(Started(start.id, start.model_version))
-            self._ask_shadows(running, target)
-            await self._stream(running, generation)
+            self._ask_shadows(running, request, target)
+            await self._stream(running, request, generation)
         except BaseException as error:
             if running.accepted:
-                await self._record_failure(running, start, error)
+                await self._record_failure(running, start, generation, error)
             raise
-        end = self._end(running, start, Status.OK, "")
+        finally:
+            self._accepted.pop(start.id, None)
+        now = self._monotonic()
+        end = running.ended(start, Status.OK, "", running.timings(now))
+        if running.first_token is not None:
+            first = running.first_token - running.placed
+            self.admission.times.answered(
+                start.model_version, first, now - running.placed, end.usage.output_tokens
+            )
         await uninterrupted(self._record(start, end))
         assert end.finish_reason is not None  # noqa: S101 - a stream that ended by itself says why
         await running.emit(Completed(end.finish_reason, end.usage, end.timings))
 
-    async def _accept(self, running: _Running, start: InferenceStarted) -> None:
+    async def _accept(self, running: Running, start: InferenceStarted) -> None:
         await self._spool.append(start)
         running.accepted = True
+        self._accepted[start.id] = running
         self._observer.accepted(start)
 
-    async def _stream(self, running: _Running, generation: Generation) -> None:
+    async def _stream(self, running: Running, request: InferenceRequest, generation: Generation) -> None:
         """Send text as it comes, but hold back to its end what begins like a tool call."""
-        tools = running.request.tools if running.request.tool_choice is not ToolChoice.NONE else ()
+        tools = offered_tools(request)
         holding, held = bool(tools), ""
         async with aclosing(self._engine.generate(generation)) as events:
             async for event in events:
                 if isinstance(event, Finished):
                     running.finished = event
                     break
-                if running.first_token is None:
-                    running.first_token = self._monotonic()
-                running.text.append(event.text)
+                running.take(event, self._monotonic())
                 if not holding:
                     await running.emit(TextDelta(event.text))
                     continue
@@ -299,32 +328,8 @@ class Inference:
             raise EngineUnavailable("the engine's stream ended before the answer did; ask again")
         if not held:
             return
-        running.call = _tool_call(held, tools)
+        running.call = tool_call(held, tools)
         await running.emit(TextDelta(held) if running.call is None else running.call)
-
-    def _end(self, running: _Running, start: InferenceStarted, status: Status, error: str) -> InferenceEnded:
-        now = self._monotonic()
-        timings = running.timings(now)
-        usage = running.usage()
-        if running.place is not None:
-            running.place.used(usage.input_tokens + usage.output_tokens)
-        if status is Status.OK and running.first_token is not None:
-            first = running.first_token - running.placed
-            self.admission.times.answered(
-                start.model_version, first, now - running.placed, usage.output_tokens
-            )
-        # Not a second look at the clock, which may have been set back meanwhile.
-        ended_at = running.started_at + timedelta(milliseconds=timings.total_ms)
-        return InferenceEnded(
-            id=start.id,
-            status=status,
-            finish_reason=running.finish_reason(),
-            answer=message_to_plain(running.message()),
-            usage=usage,
-            timings=timings,
-            error=error,
-            ended_at=ended_at,
-        )
 
     async def _record(
         self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None = None
@@ -332,76 +337,79 @@ class Inference:
         await self._spool.append(end)
         self._observer.ended(start, end, error)
 
-    async def _record_failure(self, running: _Running, start: InferenceStarted, error: BaseException) -> None:
-        status, text = _failure(running, error)
-        end = self._end(running, start, status, text)
+    async def _record_failure(
+        self, running: Running, start: InferenceStarted, generation: Generation, error: BaseException
+    ) -> None:
+        timings = running.timings(self._monotonic())
+        status, text = running.failure(error)
         try:
-            await uninterrupted(self._record(start, end, error))
-        except Exception:  # the first error is the one to tell; the next start of the server marks it aborted
-            log.exception("the end of an inference was not recorded", extra={"inference_id": str(start.id)})
+            if status in (Status.CANCELLED, Status.DEADLINE):
+                await uninterrupted(self._count_late(running, generation))
+        finally:
+            running.end = end = running.ended(start, status, text, timings)
+            try:
+                await uninterrupted(self._record(start, end, error))
+            except Exception:  # the first error is the one to tell; the next start marks it aborted
+                log.exception(
+                    "the end of an inference was not recorded", extra={"inference_id": str(start.id)}
+                )
 
-    def _out_of_time(self, running: _Running) -> AgentLoopError:
-        if running.interrupted:
-            return ShuttingDown("this server shut down before the answer was complete; ask again")
-        return DeadlineExceeded(f"no complete answer within {running.seconds:.3g} s")
+    async def _count_late(self, running: Running, generation: Generation) -> None:
+        """Have the prompt of an answer counted that was cut off, by an engine that did not count as it went.
 
-    def _ask_shadows(self, running: _Running, target: Target) -> None:
+        Without a first token the prompt was not read, or not wholly: then nothing is known of it.
+        """
+        known = running.usage()
+        if running.first_token is None or known.input_tokens or self._closing:
+            return
+        try:
+            async with asyncio.timeout(LATE_COUNT_SECONDS):
+                tokens = await self._engine.count_tokens(generation.model_version, generation.prompt)
+            running.counted = Usage(tokens, known.output_tokens)
+        except (AgentLoopError, TimeoutError) as error:
+            log.debug("a prompt was not counted: %s", type(error).__name__)
+
+    def _ask_shadows(self, running: Running, request: InferenceRequest, target: Target) -> None:
         """Ask the route's shadows too, in the background and only where a place is free."""
-        request = running.request
         if request.model_version or target.role is TargetRole.SHADOW:
             return
         for shadow in rules.choose_shadows(self._routes.get(request.alias), self._draw()):
-            copy = _Running(
-                running.caller, request, _discard, self._default_deadline, self._now(), self._monotonic()
-            )
-            task = asyncio.create_task(self._shadow(copy, shadow))
+            copy = self._arrived(running.caller, request, _discard, None)
+            task = asyncio.create_task(self._shadow(copy, request, shadow))
             self._shadows.add(task)
             task.add_done_callback(self._shadows.discard)
 
-    async def _shadow(self, running: _Running, target: Target) -> None:
+    async def _shadow(self, running: Running, request: InferenceRequest, shadow: Target) -> None:
+        async def answer(target: Target) -> None:
+            await self._answer(running, request, target)
+
         try:
-            await self._within_limit(running, target)
+            await self._within_limit(running, lambda: shadow, answer, shadow=shadow)
         except Exhausted:
             log.debug("a shadow was not asked: no free place")
         except Exception:
-            log.warning("a shadow failed", extra={"model_version": target.model_version}, exc_info=True)
+            log.warning("a shadow failed", extra={"model_version": shadow.model_version}, exc_info=True)
 
 
-def _generation(request: ChatRequest, model_version: str) -> Generation:
-    schema: JsonObject | None = request.response_schema
-    if request.tool_choice is ToolChoice.REQUIRED:
-        schema = chat_format.tool_call_schema(request.tools)
-    try:
-        prompt = chat_format.render(
-            request.messages, request.tools, request.tool_choice, request.response_schema
-        )
-    except (ValueError, RecursionError) as error:
-        raise InvalidArgument(f"messages cannot be rendered: {error}", "messages") from error
-    stop = tuple(dict.fromkeys((*chat_format.STOP, *request.sampling.stop)))
-    return Generation(model_version, prompt, request.sampling, stop, schema)
+def _check(request: InferenceRequest | EmbedRequest) -> None:
+    match request:
+        case ChatRequest():
+            rules.check_chat(request)
+        case GenerateRequest():
+            rules.check_generate(request)
+        case EmbedRequest():
+            rules.check_embed(request)
 
 
-def _tool_call(text: str, tools: tuple[Any, ...]) -> ToolCall | None:
-    """The call that `text` is; none if its arguments hold half a surrogate pair, which UTF-8 cannot."""
-    call = chat_format.parse_tool_call(text, tools)
-    if call is None:
-        return None
-    try:
-        rules.check_json("arguments", call.arguments)
-    except InvalidArgument:
-        return None
-    return call
+def _prompt_field(request: InferenceRequest | EmbedRequest) -> str:
+    """The field that a prompt which is too long came in."""
+    names = {ChatRequest: "messages", GenerateRequest: "prompt", EmbedRequest: "texts"}
+    return names[type(request)]
 
 
-def _failure(running: _Running, error: BaseException) -> tuple[Status, str]:
-    """How an inference ended that did not end by itself, and what the log says of it (never a prompt)."""
-    if isinstance(error, asyncio.CancelledError):
-        if running.interrupted:
-            return Status.ERROR, "the server shut down before the answer was complete"
-        return (Status.DEADLINE if running.out_of_time() else Status.CANCELLED), ""
-    if isinstance(error, AgentLoopError):
-        return Status.ERROR, str(error)
-    return Status.ERROR, f"unexpected {type(error).__name__}"
+def _named(model_version: str) -> Target | None:
+    """The one model version that a request asks for, if it does."""
+    return Target(model_version, TargetRole.STABLE, 100) if model_version else None
 
 
 async def _discard(event: ChatEvent) -> None:

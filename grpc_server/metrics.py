@@ -98,6 +98,12 @@ class Metrics:
             buckets=_QUEUE,
             registry=self.registry,
         )
+        self._embedded = Counter(
+            "agentloop_embedded_texts",
+            "Texts that were turned into vectors.",
+            ("model_version",),
+            registry=self.registry,
+        )
         self._records = Counter(
             "agentloop_log_records",
             "Log records: accepted by the spool, stored in Postgres, set aside as dead letters.",
@@ -192,6 +198,11 @@ class Metrics:
     def waited(self, priority: Priority, seconds: float) -> None:
         """A request got a place."""
         self._queue_time.labels(priority.value).observe(seconds)
+
+    def embedded(self, model_version: str, texts: int, input_tokens: int) -> None:
+        """Texts were turned into vectors."""
+        self._series.of(self._embedded, model_version, model_version).inc(texts)
+        self._series.of(self._tokens, model_version, model_version, "input").observe(input_tokens)
 
     # The log's hooks.
 

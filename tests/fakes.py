@@ -24,6 +24,7 @@ from grpc_server.domain.errors import (
 from grpc_server.domain.ports import Finished, Generation, Piece, SpoolState, TokenRecord
 from grpc_server.domain.types import (
     Caller,
+    Embeddings,
     Feedback,
     FinishReason,
     InferenceEnded,
@@ -62,7 +63,9 @@ class FakeEngine:
     """Streams `reply(generation)`, a piece a token; keeps every generation in `asked`.
 
     `hold` (an event) keeps each stream waiting before its piece number `hold_at`; `fail` is raised there
-    instead of, or after, waiting. `running` is how many streams are open, `stopped` those closed early.
+    instead of, or after, waiting. With `tells`, each piece says what was read and written so far. `counted`
+    keeps the prompts whose tokens (here: words) were counted, which waits for `hold_count`. `running` is how
+    many streams are open, `stopped` those closed early.
     """
 
     def __init__(
@@ -77,7 +80,9 @@ class FakeEngine:
         hold: asyncio.Event | None = None,
         hold_at: int = 0,
         down: bool = False,
+        tells: bool = False,
     ) -> None:
+        self.tells = tells
         self.name = name
         self.parallel = parallel
         self.reply = reply
@@ -89,6 +94,8 @@ class FakeEngine:
         self.models = {model: ModelVersion(model, "0" * 64, 1, loaded=True) for model in models}
         self.asked: list[Generation] = []
         self.embedded: list[tuple[str, tuple[str, ...]]] = []
+        self.counted: list[str] = []
+        self.hold_count: asyncio.Event | None = None
         self.running = 0
         self.stopped: list[Generation] = []
         self.streaming = asyncio.Event()
@@ -103,7 +110,8 @@ class FakeEngine:
         try:
             for index, piece in enumerate(pieces):
                 await self._point(index)
-                yield Piece(piece)
+                so_far = Usage(len(generation.prompt.split()), index + 1)
+                yield Piece(piece, so_far if self.tells else None)
             await self._point(len(pieces))
             ended = True
             yield Finished(reason, Usage(len(generation.prompt.split()), len(pieces)))
@@ -112,10 +120,19 @@ class FakeEngine:
             if not ended:
                 self.stopped.append(generation)
 
-    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, model_version: str, texts: Sequence[str]) -> Embeddings:
         self._look_up(model_version)
         self.embedded.append((model_version, tuple(texts)))
-        return [[byte / 255 for byte in hashlib.sha256(text.encode()).digest()[:8]] for text in texts]
+        digests = [hashlib.sha256(text.encode()).digest()[:8] for text in texts]
+        vectors = tuple(tuple(byte / 255 for byte in digest) for digest in digests)
+        return Embeddings(vectors, sum(len(text.split()) for text in texts))
+
+    async def count_tokens(self, model_version: str, prompt: str) -> int:
+        self._look_up(model_version)
+        self.counted.append(prompt)
+        if self.hold_count is not None:
+            await self.hold_count.wait()
+        return len(prompt.split())
 
     async def list_models(self) -> list[ModelVersion]:
         await self.check()
@@ -200,6 +217,7 @@ class FakeSpool:
     def __init__(self, *, full: bool = False, max_bytes: int = 1024**3) -> None:
         self.records: list[LogRecord] = []
         self.full = full
+        self.retry_after_seconds = 5.0
         self.broken: Exception | None = None
         self.hold: asyncio.Event | None = None
         self.max_bytes = max_bytes
@@ -217,7 +235,9 @@ class FakeSpool:
         if self.broken is not None:
             raise self.broken
         if self.full and isinstance(record, InferenceStarted | Feedback):
-            raise SpoolFull("the spool is full; try again when Postgres has taken some of it")
+            refusal = SpoolFull("the spool is full; try again when Postgres has taken some of it")
+            refusal.retry_after_seconds = self.retry_after_seconds
+            raise refusal
         self.records.append(record)
 
     def state(self) -> SpoolState:

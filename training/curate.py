@@ -31,6 +31,7 @@ from training.neighbours import Neighbours, question
 REASONS = (
     "quarantined",
     "no_demonstration",
+    "raw_prompt",
     "invalid_request",
     "invalid_demonstration",
     "barred",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from grpc_server.domain.chat_format import parse_tool_call, render, render_answer
-from grpc_server.domain.plain import message_from_plain, request_from_plain
+from grpc_server.domain.plain import message_from_plain, raw_prompt, request_from_plain
 from grpc_server.domain.types import ChatRequest, Message, Role, ToolChoice
 from training import bfcl, cycle
 from training.data.make_barred import fingerprint, normalised
@@ -65,9 +65,12 @@ def example(row: Mapping[str, Any], barred: Barred, max_characters: int) -> Exam
     if not shown:
         return "no_demonstration"
     try:
-        request = request_from_plain(json.loads(row["request_json"]))
+        asked = json.loads(row["request_json"])
+        if raw_prompt(asked) is not None:  # no conversation: its answer would teach none
+            return "raw_prompt"
+        request = request_from_plain(asked)
         prompt = render(request.messages, request.tools, request.tool_choice, request.response_schema)
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return "invalid_request"
     shown.sort(key=lambda each: (str(each.get("created_at")), str(each.get("id"))), reverse=True)
     answers = (_answer(each["demonstration"], request) for each in shown)

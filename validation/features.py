@@ -18,7 +18,7 @@ from uuid import UUID
 from jsonschema import Draft202012Validator
 from referencing import Registry
 
-from grpc_server.domain.plain import message_from_plain, request_from_plain
+from grpc_server.domain.plain import message_from_plain, raw_prompt, request_from_plain
 from grpc_server.domain.types import ChatRequest, FinishReason, Message, Role, Status, Tool, ToolCall
 
 FEATURES = (
@@ -67,7 +67,8 @@ def features(row: Mapping[str, Any]) -> dict[str, int]:
     found["impossible_timings"] = _impossible_timings(row)
     found["failed"] = int(row["status"] in _FAILED)
     try:
-        request = request_from_plain(json.loads(row["request_json"]))
+        asked = json.loads(row["request_json"])
+        prompt, request = raw_prompt(asked), request_from_plain(asked)
         answer = message_from_plain({"role": "assistant"} | json.loads(row["answer_json"] or "{}"))
         feedback = json.loads(row["feedback_json"] or "[]")
         demonstrations = [
@@ -81,10 +82,14 @@ def features(row: Mapping[str, Any]) -> dict[str, int]:
     answered = row["status"] == Status.OK.value
     taught = demonstrations or [answer]
     found["inconsistent_tokens"] = int(_tokens_are_inconsistent(row, request, answer))
+    found["missing_answer"] = int(answered and not any(map(_says_something, taught)))
+    found["invalid_feedback"] = sum(sum(each.get(v) is not None for v in _VALUES) != 1 for each in feedback)
+    if prompt is not None:  # a raw prompt has no turns and no tools, and curation learns nothing from it
+        found["missing_prompt"] = int(not prompt)
+        return found
     found["missing_prompt"] = int(
         not any(_has_text(each) for each in request.messages if each.role is Role.USER)
     )
-    found["missing_answer"] = int(answered and not any(map(_says_something, taught)))
     found["unprintable_characters"] = sum(
         len(_UNPRINTABLE.findall(text)) for text in _texts((*request.messages, *taught), request.tools)
     )
@@ -96,7 +101,6 @@ def features(row: Mapping[str, Any]) -> dict[str, int]:
         found["invalid_demonstrations"] = sum(
             not _demonstration_is_valid(each, request.tools) for each in demonstrations
         )
-    found["invalid_feedback"] = sum(sum(each.get(v) is not None for v in _VALUES) != 1 for each in feedback)
     return found
 
 

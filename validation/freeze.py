@@ -287,7 +287,8 @@ def _counts(row: Mapping[str, Any]) -> dict[str, int]:
         request, feedback = json.loads(row["request_json"]), json.loads(row["feedback_json"] or "[]")
         answer = json.loads(row["answer_json"] or "{}")  # an aborted inference has none
         return {
-            "prompt_chars": sum(len(message["content"]) for message in request["messages"]),
+            "prompt_chars": len(request.get("prompt") or "")
+            + sum(len(message["content"]) for message in request["messages"]),
             "answer_chars": len(answer.get("content", "")),
             "messages": len(request["messages"]),
             "tools": len(request["tools"]),

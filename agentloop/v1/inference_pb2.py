@@ -24,19 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentloop/v1/inference.proto\x12\x0c\x61gentloop.v1\"0\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x02 \x01(\t\"{\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.agentloop.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.agentloop.v1.ToolCall\x12\x11\n\ttool_name\x18\x04 \x01(\t\"S\n\x0eToolDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\"\xc9\x01\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokensB\x07\n\x05_seed\"%\n\x0eResponseFormat\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t\"\xb4\x02\n\x0b\x43hatRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\'\n\x08messages\x18\x03 \x03(\x0b\x32\x15.agentloop.v1.Message\x12+\n\x05tools\x18\x04 \x03(\x0b\x32\x1c.agentloop.v1.ToolDefinition\x12-\n\x0btool_choice\x18\x05 \x01(\x0e\x32\x18.agentloop.v1.ToolChoice\x12/\n\x08sampling\x18\x06 \x01(\x0b\x32\x1d.agentloop.v1.SamplingOptions\x12\x35\n\x0fresponse_format\x18\x07 \x01(\x0b\x32\x1c.agentloop.v1.ResponseFormat\x12\x12\n\nsession_id\x18\x08 \x01(\t\"4\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"M\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x02 \x01(\x01\x12\x10\n\x08total_ms\x18\x03 \x01(\x01\"6\n\x07Started\x12\x14\n\x0cinference_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x8a\x01\n\tCompleted\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.agentloop.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.agentloop.v1.Usage\x12&\n\x07timings\x18\x03 \x01(\x0b\x32\x15.agentloop.v1.Timings\"\xcb\x01\n\x0c\x43hatResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.agentloop.v1.StartedH\x00\x12-\n\ntext_delta\x18\x02 \x01(\x0b\x32\x17.agentloop.v1.TextDeltaH\x00\x12+\n\ttool_call\x18\x03 \x01(\x0b\x32\x16.agentloop.v1.ToolCallH\x00\x12,\n\tcompleted\x18\x04 \x01(\x0b\x32\x17.agentloop.v1.CompletedH\x00\x42\x07\n\x05\x65vent*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*o\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x32S\n\x10InferenceService\x12?\n\x04\x43hat\x12\x19.agentloop.v1.ChatRequest\x1a\x1a.agentloop.v1.ChatResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x61gentloop/v1/inference.proto\x12\x0c\x61gentloop.v1\"0\n\x08ToolCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x02 \x01(\t\"{\n\x07Message\x12 \n\x04role\x18\x01 \x01(\x0e\x32\x12.agentloop.v1.Role\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.agentloop.v1.ToolCall\x12\x11\n\ttool_name\x18\x04 \x01(\t\"S\n\x0eToolDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1e\n\x16parameters_json_schema\x18\x03 \x01(\t\"\xc9\x01\n\x0fSamplingOptions\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x03\x88\x01\x01\x12\x11\n\x04seed\x18\x05 \x01(\rH\x04\x88\x01\x01\x12\x0c\n\x04stop\x18\x06 \x03(\tB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\r\n\x0b_max_tokensB\x07\n\x05_seed\"%\n\x0eResponseFormat\x12\x13\n\x0bjson_schema\x18\x01 \x01(\t\"\xb4\x02\n\x0b\x43hatRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\'\n\x08messages\x18\x03 \x03(\x0b\x32\x15.agentloop.v1.Message\x12+\n\x05tools\x18\x04 \x03(\x0b\x32\x1c.agentloop.v1.ToolDefinition\x12-\n\x0btool_choice\x18\x05 \x01(\x0e\x32\x18.agentloop.v1.ToolChoice\x12/\n\x08sampling\x18\x06 \x01(\x0b\x32\x1d.agentloop.v1.SamplingOptions\x12\x35\n\x0fresponse_format\x18\x07 \x01(\x0b\x32\x1c.agentloop.v1.ResponseFormat\x12\x12\n\nsession_id\x18\x08 \x01(\t\"4\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\r\x12\x15\n\routput_tokens\x18\x02 \x01(\r\"M\n\x07Timings\x12\x10\n\x08queue_ms\x18\x01 \x01(\x01\x12\x1e\n\x16time_to_first_token_ms\x18\x02 \x01(\x01\x12\x10\n\x08total_ms\x18\x03 \x01(\x01\"6\n\x07Started\x12\x14\n\x0cinference_id\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"\x19\n\tTextDelta\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x8a\x01\n\tCompleted\x12\x31\n\rfinish_reason\x18\x01 \x01(\x0e\x32\x1a.agentloop.v1.FinishReason\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.agentloop.v1.Usage\x12&\n\x07timings\x18\x03 \x01(\x0b\x32\x15.agentloop.v1.Timings\"\xcb\x01\n\x0c\x43hatResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.agentloop.v1.StartedH\x00\x12-\n\ntext_delta\x18\x02 \x01(\x0b\x32\x17.agentloop.v1.TextDeltaH\x00\x12+\n\ttool_call\x18\x03 \x01(\x0b\x32\x16.agentloop.v1.ToolCallH\x00\x12,\n\tcompleted\x18\x04 \x01(\x0b\x32\x17.agentloop.v1.CompletedH\x00\x42\x07\n\x05\x65vent\"o\n\x0bInterrupted\x12\x14\n\x0cinference_id\x18\x01 \x01(\t\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.agentloop.v1.Usage\x12&\n\x07timings\x18\x03 \x01(\x0b\x32\x15.agentloop.v1.Timings\"\xc3\x01\n\x0fGenerateRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\x0e\n\x06prompt\x18\x03 \x01(\t\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.agentloop.v1.SamplingOptions\x12\x35\n\x0fresponse_format\x18\x05 \x01(\x0b\x32\x1c.agentloop.v1.ResponseFormat\x12\x12\n\nsession_id\x18\x06 \x01(\t\"\xa2\x01\n\x10GenerateResponse\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.agentloop.v1.StartedH\x00\x12-\n\ntext_delta\x18\x02 \x01(\x0b\x32\x17.agentloop.v1.TextDeltaH\x00\x12,\n\tcompleted\x18\x03 \x01(\x0b\x32\x17.agentloop.v1.CompletedH\x00\x42\x07\n\x05\x65vent\"}\n\x12\x43ountTokensRequest\x12)\n\x04\x63hat\x18\x01 \x01(\x0b\x32\x19.agentloop.v1.ChatRequestH\x00\x12\x31\n\x08generate\x18\x02 \x01(\x0b\x32\x1d.agentloop.v1.GenerateRequestH\x00\x42\t\n\x07request\"B\n\x13\x43ountTokensResponse\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\r\x12\x15\n\rmodel_version\x18\x02 \x01(\t\"C\n\x0c\x45mbedRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x15\n\rmodel_version\x18\x02 \x01(\t\x12\r\n\x05texts\x18\x03 \x03(\t\"\x1b\n\tEmbedding\x12\x0e\n\x06values\x18\x01 \x03(\x02\"w\n\rEmbedResponse\x12+\n\nembeddings\x18\x01 \x03(\x0b\x32\x17.agentloop.v1.Embedding\x12\"\n\x05usage\x18\x02 \x01(\x0b\x32\x13.agentloop.v1.Usage\x12\x15\n\rmodel_version\x18\x03 \x01(\t\".\n\x16\x43\x61ncelInferenceRequest\x12\x14\n\x0cinference_id\x18\x01 \x01(\t\"\x19\n\x17\x43\x61ncelInferenceResponse*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04*o\n\nToolChoice\x12\x1b\n\x17TOOL_CHOICE_UNSPECIFIED\x10\x00\x12\x14\n\x10TOOL_CHOICE_AUTO\x10\x01\x12\x14\n\x10TOOL_CHOICE_NONE\x10\x02\x12\x18\n\x14TOOL_CHOICE_REQUIRED\x10\x03*}\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x32\x96\x03\n\x10InferenceService\x12?\n\x04\x43hat\x12\x19.agentloop.v1.ChatRequest\x1a\x1a.agentloop.v1.ChatResponse0\x01\x12K\n\x08Generate\x12\x1d.agentloop.v1.GenerateRequest\x1a\x1e.agentloop.v1.GenerateResponse0\x01\x12R\n\x0b\x43ountTokens\x12 .agentloop.v1.CountTokensRequest\x1a!.agentloop.v1.CountTokensResponse\x12@\n\x05\x45mbed\x12\x1a.agentloop.v1.EmbedRequest\x1a\x1b.agentloop.v1.EmbedResponse\x12^\n\x0f\x43\x61ncelInference\x12$.agentloop.v1.CancelInferenceRequest\x1a%.agentloop.v1.CancelInferenceResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentloop.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1423
-  _globals['_ROLE']._serialized_end=1518
-  _globals['_TOOLCHOICE']._serialized_start=1520
-  _globals['_TOOLCHOICE']._serialized_end=1631
-  _globals['_FINISHREASON']._serialized_start=1633
-  _globals['_FINISHREASON']._serialized_end=1758
+  _globals['_ROLE']._serialized_start=2388
+  _globals['_ROLE']._serialized_end=2483
+  _globals['_TOOLCHOICE']._serialized_start=2485
+  _globals['_TOOLCHOICE']._serialized_end=2596
+  _globals['_FINISHREASON']._serialized_start=2598
+  _globals['_FINISHREASON']._serialized_end=2723
   _globals['_TOOLCALL']._serialized_start=46
   _globals['_TOOLCALL']._serialized_end=94
   _globals['_MESSAGE']._serialized_start=96
@@ -61,6 +61,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMPLETED']._serialized_end=1215
   _globals['_CHATRESPONSE']._serialized_start=1218
   _globals['_CHATRESPONSE']._serialized_end=1421
-  _globals['_INFERENCESERVICE']._serialized_start=1760
-  _globals['_INFERENCESERVICE']._serialized_end=1843
+  _globals['_INTERRUPTED']._serialized_start=1423
+  _globals['_INTERRUPTED']._serialized_end=1534
+  _globals['_GENERATEREQUEST']._serialized_start=1537
+  _globals['_GENERATEREQUEST']._serialized_end=1732
+  _globals['_GENERATERESPONSE']._serialized_start=1735
+  _globals['_GENERATERESPONSE']._serialized_end=1897
+  _globals['_COUNTTOKENSREQUEST']._serialized_start=1899
+  _globals['_COUNTTOKENSREQUEST']._serialized_end=2024
+  _globals['_COUNTTOKENSRESPONSE']._serialized_start=2026
+  _globals['_COUNTTOKENSRESPONSE']._serialized_end=2092
+  _globals['_EMBEDREQUEST']._serialized_start=2094
+  _globals['_EMBEDREQUEST']._serialized_end=2161
+  _globals['_EMBEDDING']._serialized_start=2163
+  _globals['_EMBEDDING']._serialized_end=2190
+  _globals['_EMBEDRESPONSE']._serialized_start=2192
+  _globals['_EMBEDRESPONSE']._serialized_end=2311
+  _globals['_CANCELINFERENCEREQUEST']._serialized_start=2313
+  _globals['_CANCELINFERENCEREQUEST']._serialized_end=2359
+  _globals['_CANCELINFERENCERESPONSE']._serialized_start=2361
+  _globals['_CANCELINFERENCERESPONSE']._serialized_end=2386
+  _globals['_INFERENCESERVICE']._serialized_start=2726
+  _globals['_INFERENCESERVICE']._serialized_end=3132
 # @@protoc_insertion_point(module_scope)

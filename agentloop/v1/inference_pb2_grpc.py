@@ -40,6 +40,26 @@ class InferenceServiceStub:
                 request_serializer=agentloop_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
                 response_deserializer=agentloop_dot_v1_dot_inference__pb2.ChatResponse.FromString,
                 _registered_method=True)
+        self.Generate = channel.unary_stream(
+                '/agentloop.v1.InferenceService/Generate',
+                request_serializer=agentloop_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.CountTokens = channel.unary_unary(
+                '/agentloop.v1.InferenceService/CountTokens',
+                request_serializer=agentloop_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
+                _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/agentloop.v1.InferenceService/Embed',
+                request_serializer=agentloop_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+                _registered_method=True)
+        self.CancelInference = channel.unary_unary(
+                '/agentloop.v1.InferenceService/CancelInference',
+                request_serializer=agentloop_dot_v1_dot_inference__pb2.CancelInferenceRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_inference__pb2.CancelInferenceResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
@@ -61,6 +81,40 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Generate(self, request, context):
+        """Generate streams the continuation of a raw prompt: Started, text, Completed. Needs the scope `infer`. Logged as
+        Chat is, with the same statuses; the nightly loop learns nothing from it. Control tokens of the model's chat
+        format are broken up in the prompt, as in Chat, unless the caller has the scope `admin`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CountTokens(self, request, context):
+        """CountTokens tells how many tokens Chat or Generate would read, without answering and without a row in the log.
+        Needs the scope `infer`. It waits for a place as they do: Ollama has no tokenizer to ask, and reads the prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Embed(self, request, context):
+        """Embed turns texts into vectors. Needs the scope `infer`. Counted in the metrics, not logged: there is no answer
+        to learn from. FAILED_PRECONDITION where the engine makes no vectors with the model version.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelInference(self, request, context):
+        """CancelInference ends a running inference of this server: its stream ends with CANCELLED, and so it is logged.
+        Needs the scope `infer`, and the name of the caller who asked for it, or the scope `admin`. NOT_FOUND for any
+        other id, and for one that has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InferenceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -68,6 +122,26 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Chat,
                     request_deserializer=agentloop_dot_v1_dot_inference__pb2.ChatRequest.FromString,
                     response_serializer=agentloop_dot_v1_dot_inference__pb2.ChatResponse.SerializeToString,
+            ),
+            'Generate': grpc.unary_stream_rpc_method_handler(
+                    servicer.Generate,
+                    request_deserializer=agentloop_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'CountTokens': grpc.unary_unary_rpc_method_handler(
+                    servicer.CountTokens,
+                    request_deserializer=agentloop_dot_v1_dot_inference__pb2.CountTokensRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_inference__pb2.CountTokensResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=agentloop_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
+            ),
+            'CancelInference': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelInference,
+                    request_deserializer=agentloop_dot_v1_dot_inference__pb2.CancelInferenceRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_inference__pb2.CancelInferenceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -98,6 +172,114 @@ class InferenceService:
             '/agentloop.v1.InferenceService/Chat',
             agentloop_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
             agentloop_dot_v1_dot_inference__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Generate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentloop.v1.InferenceService/Generate',
+            agentloop_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
+            agentloop_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CountTokens(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentloop.v1.InferenceService/CountTokens',
+            agentloop_dot_v1_dot_inference__pb2.CountTokensRequest.SerializeToString,
+            agentloop_dot_v1_dot_inference__pb2.CountTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentloop.v1.InferenceService/Embed',
+            agentloop_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
+            agentloop_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelInference(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentloop.v1.InferenceService/CancelInference',
+            agentloop_dot_v1_dot_inference__pb2.CancelInferenceRequest.SerializeToString,
+            agentloop_dot_v1_dot_inference__pb2.CancelInferenceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from grpc_server.adapters.embedded_child import ChildOptions
 from grpc_server.adapters.embedded_process import ChildProcess, Supervisor
@@ -29,12 +30,17 @@ from grpc_server.domain.errors import (
     EngineUnavailable,
     InvalidArgument,
     NotFound,
+    PromptTooLong,
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
 from grpc_server.domain.rules import check_model_version
-from grpc_server.domain.types import FinishReason, ModelVersion, Usage
+from grpc_server.domain.types import Embeddings, FinishReason, ModelVersion, Usage
+
+Answer = TypeVar("Answer")
 
 _PARTIAL = ".partial"
+_TOO_LARGE = re.compile(r"\((\d+) tokens\) is too large to process.*batch size: (\d+)", re.DOTALL)
+"""What llama.cpp says of a text to be embedded that is longer than its batch, which is our context."""
 _FINISH = {"eos": FinishReason.STOP, "word": FinishReason.STOP, "limit": FinishReason.LENGTH}
 
 
@@ -89,23 +95,26 @@ class EmbeddedEngine:
                 if event is None:
                     continue
                 if event.get("content"):
-                    yield Piece(event["content"])
+                    yield Piece(event["content"], _so_far(event))
                 if event.get("stop"):
                     yield _finished(event)
                     return
         raise EngineUnavailable("the embedded engine's stream ended before the answer did")
 
-    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, model_version: str, texts: Sequence[str]) -> Embeddings:
         """See `Engine.embed`. The mean over a text's tokens, of length 1."""
         if not texts:
-            return []
+            return Embeddings((), 0)
         child = await self._child(model_version, embedding=True)
-        async with _errors(child):
-            response = await child.client.post("/v1/embeddings", json={"input": list(texts)})
-            if response.status_code != 200:
-                raise _refusal(response.status_code, response.content)
-            items = sorted(response.json()["data"], key=lambda item: item["index"])
-            return [item["embedding"] for item in items]
+        return await self._post(child, "/v1/embeddings", {"input": list(texts)}, _embeddings)
+
+    async def count_tokens(self, model_version: str, prompt: str) -> int:
+        """See `Engine.count_tokens`. llama.cpp's tokenizer is asked; nothing is read by the model."""
+        if not prompt:
+            raise InvalidArgument("the prompt is empty", "messages")
+        child = await self._child(model_version)
+        body = {"content": prompt, "add_special": True, "parse_special": True}
+        return await self._post(child, "/tokenize", body, lambda answer: len(answer["tokens"]))
 
     async def list_models(self) -> list[ModelVersion]:
         """See `Engine.list_models`."""
@@ -169,6 +178,19 @@ class EmbeddedEngine:
         self._closed = True
         supervisors, self._supervisors = list(self._supervisors.values()), {}
         await asyncio.gather(self._schemas.close(), *(supervisor.close() for supervisor in supervisors))
+
+    async def _post(
+        self, child: ChildProcess, path: str, body: dict[str, Any], read: Callable[[Any], Answer]
+    ) -> Answer:
+        """What `read` makes of llama.cpp's JSON; in a thread, as a million numbers take a while."""
+        async with _errors(child):
+            response = await child.client.post(path, json=body)
+        if response.status_code != 200:
+            raise _refusal(response.status_code, response.content)
+        try:
+            return await asyncio.to_thread(lambda: read(json.loads(response.content)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise EngineFailed("the embedded engine answered something that is not its JSON") from error
 
     async def _child(self, model_version: str, *, embedding: bool = False) -> ChildProcess:
         if self._closed:
@@ -248,6 +270,12 @@ class EmbeddedEngine:
                 partial.unlink()
 
 
+def _embeddings(answer: Any) -> Embeddings:
+    items = sorted(answer["data"], key=lambda item: item["index"])
+    vectors = tuple(tuple(item["embedding"]) for item in items)
+    return Embeddings(vectors, int(answer["usage"]["prompt_tokens"]))
+
+
 def _completion(generation: Generation) -> dict[str, Any]:
     """The body of llama.cpp's POST /completion, without a schema; what callers cannot set is as on Ollama."""
     if not generation.prompt:
@@ -284,10 +312,21 @@ def _event(line: bytes) -> dict[str, Any] | None:
     raise EngineFailed("the embedded engine streamed something that is not its JSON")
 
 
+def _usage(event: dict[str, Any]) -> Usage:
+    return Usage(int(event["tokens_evaluated"]), int(event["tokens_predicted"]))
+
+
+def _so_far(event: dict[str, Any]) -> Usage | None:
+    """What a piece says of the tokens before it; that it says so is llama.cpp's habit, not its promise."""
+    try:
+        return _usage(event)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def _finished(event: dict[str, Any]) -> Finished:
     try:
-        reason = _FINISH[event["stop_type"]]
-        return Finished(reason, Usage(int(event["tokens_evaluated"]), int(event["tokens_predicted"])))
+        return Finished(_FINISH[event["stop_type"]], _usage(event))
     except (KeyError, TypeError, ValueError) as error:
         raise EngineFailed("the embedded engine's last word lacks its reason or its token counts") from error
 
@@ -303,11 +342,9 @@ def _refusal(status: int, body: bytes) -> AgentLoopError:
     except (ValueError, KeyError, TypeError, AttributeError):
         error, kind = {}, ""
     if kind == "exceed_context_size_error":
-        return InvalidArgument(
-            f"the prompt has {error.get('n_prompt_tokens', 'too many')} tokens, and the context holds"
-            f" {error.get('n_ctx', 'fewer')}; shorten the conversation",
-            "messages",
-        )
+        return PromptTooLong.by(error.get("n_prompt_tokens"), error.get("n_ctx"))
+    if found := _TOO_LARGE.search(str(error.get("message", ""))):
+        return PromptTooLong.by(int(found[1]), int(found[2]))
     if status == 400 or kind == "invalid_request_error":
         return InvalidArgument("the embedded engine cannot do what this request asks")
     if status == 503 or kind == "unavailable_error":

@@ -78,7 +78,8 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in _FULL:
-            raise Exhausted(f"the disk of {folder} on the server's host is full; make room on it") from error
+            text = f"the disk of {folder} on the server's host is full; make room on it"
+            raise Exhausted(text, retry_after_seconds=None) from error
         raise Precondition(
             f"{folder} cannot be written to on the server's host: {error.strerror or error}"
         ) from error

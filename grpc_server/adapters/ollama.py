@@ -29,10 +29,11 @@ from grpc_server.domain.errors import (
     InvalidArgument,
     NotFound,
     Precondition,
+    PromptTooLong,
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
 from grpc_server.domain.rules import check_model_version
-from grpc_server.domain.types import FinishReason, ModelVersion, Usage
+from grpc_server.domain.types import Embeddings, FinishReason, ModelVersion, Usage
 
 _TIMEOUT = httpx.Timeout(connect=5.0, write=60.0, read=600.0, pool=5.0)
 """Reading waits for a model to load, a place, and the prompt; as a rule the caller's deadline comes first."""
@@ -121,17 +122,42 @@ class OllamaEngine:
         last = await self._ask({**body, "stream": False, "options": {**body["options"], "num_predict": 1}})
         yield Finished(FinishReason.LENGTH, Usage(_finished(last).usage.input_tokens, len(pieces) + 1))
 
-    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
+    async def embed(self, model_version: str, texts: Sequence[str]) -> Embeddings:
         """See `Engine.embed`. Raises Precondition for a version that Ollama does not make vectors with."""
         check_model_version(model_version)
         if not texts:
-            return []
+            return Embeddings((), 0)
         shown = await self._post("/api/show", {"model": model_version})
         if "embedding" not in shown.get("capabilities", []):  # to ask all the same would load it anew
             raise Precondition(f"Ollama makes no vectors with model version {model_version}")
-        body = {"model": model_version, "input": list(texts), "options": self._pinned(), "keep_alive": _KEEP}
+        body = {
+            "model": model_version,
+            "input": list(texts),
+            "options": self._pinned(),
+            "keep_alive": _KEEP,
+            "truncate": False,
+        }
         answer = await self._post("/api/embed", body)
-        return [[float(number) for number in vector] for vector in answer["embeddings"]]
+        vectors = tuple(tuple(float(number) for number in vector) for vector in answer["embeddings"])
+        return Embeddings(vectors, int(answer.get("prompt_eval_count", 0)))
+
+    async def count_tokens(self, model_version: str, prompt: str) -> int:
+        """See `Engine.count_tokens`. Ollama shows no tokenizer: it reads the prompt, and writes nothing.
+
+        What it holds of the prompt already it does not read again; what is longer than the context it refuses
+        unread, with its count.
+        """
+        check_model_version(model_version)
+        if not prompt:
+            raise InvalidArgument("the prompt is empty", "messages")
+        body = self._request(model_version, prompt)
+        body["options"] |= {"num_predict": 0}
+        try:
+            return _finished(await self._ask(body)).usage.input_tokens
+        except PromptTooLong as error:
+            if error.tokens is None:
+                raise
+            return error.tokens
 
     async def list_models(self) -> list[ModelVersion]:
         """See `Engine.list_models`. `size_bytes` counts Ollama's few hundred bytes about the GGUF too."""
@@ -336,9 +362,11 @@ def _refusal(status: int, body: bytes) -> AgentLoopError:
     except (ValueError, KeyError, TypeError):
         text = ""
     if "exceed_context_size_error" in text or "longer than the context" in text:
-        return InvalidArgument(_too_long(text), "messages")
+        return _too_long(text)
+    if "exceeds the context length" in text:  # a text to be embedded
+        return PromptTooLong.by(None, None)
     if any(sign in text for sign in _DISK_FULL):
-        return Exhausted("the disk of Ollama's models is full; make room on it")
+        return Exhausted("the disk of Ollama's models is full; make room on it", retry_after_seconds=None)
     if any(sign in text for sign in _MEMORY_FULL):
         return EngineUnavailable("Ollama has too little memory for this model version; unload another")
     if status == 404:
@@ -352,14 +380,13 @@ def _refusal(status: int, body: bytes) -> AgentLoopError:
     return EngineFailed(f"Ollama answered with status {status}")
 
 
-def _too_long(text: str) -> str:
+def _too_long(text: str) -> PromptTooLong:
     """llama-server's error, as JSON inside Ollama's, tells the numbers."""
     try:
         error = json.loads(text)["error"]
-        tokens, context = error["n_prompt_tokens"], error["n_ctx"]
+        return PromptTooLong.by(int(error["n_prompt_tokens"]), int(error["n_ctx"]))
     except (ValueError, KeyError, TypeError):
-        return "the prompt has more tokens than the context holds; shorten the conversation"
-    return f"the prompt has {tokens} tokens, and the context holds {context}; shorten the conversation"
+        return PromptTooLong.by(None, None)
 
 
 async def _describe(error: Exception) -> str:

@@ -73,6 +73,11 @@ def render(
     return f"{closed}{START_OF_TURN}model\n"
 
 
+def broken_up(prompt: str) -> str:
+    """A raw prompt in which no control token is one any more."""
+    return _safe(prompt)
+
+
 def render_answer(message: Message) -> str:
     """What the model must write for `message`, ending in `<end_of_turn>`: one tool call, or text.
 

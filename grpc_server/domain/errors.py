@@ -3,6 +3,7 @@
 
 AgentLoopError
 ├── InvalidArgument        the request is wrong; `field` names what
+│   └── PromptTooLong      more tokens than the context holds
 ├── Unauthenticated        no token, or none that is valid; no hint of which part was wrong
 ├── PermissionDenied       the token is valid, its scopes do not allow this
 ├── NotFound               no such alias, model version, …
@@ -17,6 +18,7 @@ AgentLoopError
 │   ├── CannotFinish       the answer could not be complete, or begin, within its deadline
 │   └── MemoryLow          less memory is free than is kept
 ├── DeadlineExceeded       the caller's deadline, or the default one, has passed
+├── Cancelled              the caller, or an administrator, cancelled the inference by its id
 ├── Unavailable            try again later
 │   ├── EngineUnavailable  the engine is down, or its stream broke off
 │   ├── StoreUnavailable   Postgres is down
@@ -26,9 +28,19 @@ AgentLoopError
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from grpc_server.domain.types import InferenceEnded
+
 
 class AgentLoopError(Exception):
-    """What the caller reads is `str(error)`: what was wrong, which value, what to do."""
+    """What the caller reads is `str(error)`: what was wrong, which value, what to do.
+
+    `ended` is how an inference ended that had begun, where the error is its end.
+    """
+
+    ended: InferenceEnded | None = None
 
 
 class InvalidArgument(AgentLoopError):
@@ -37,6 +49,23 @@ class InvalidArgument(AgentLoopError):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
+
+
+class PromptTooLong(InvalidArgument):
+    """The prompt has more tokens than the context holds: `tokens`, None where the engine does not say."""
+
+    def __init__(self, message: str, tokens: int | None = None) -> None:
+        super().__init__(message, "messages")
+        self.tokens = tokens
+
+    @classmethod
+    def by(cls, tokens: int | None, context: int | None) -> PromptTooLong:
+        """With both numbers, where they are known."""
+        return cls(
+            f"the prompt has {'too many' if tokens is None else tokens} tokens, and the context holds"
+            f" {'fewer' if context is None else context}; shorten it",
+            tokens,
+        )
 
 
 class Unauthenticated(AgentLoopError):
@@ -84,6 +113,9 @@ class Exhausted(AgentLoopError):
 class SpoolFull(Exhausted):
     """The spool has no room: no new work is accepted until Postgres has taken some."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_seconds=5.0)
+
 
 class QueueFull(Exhausted):
     """All places are taken, and as many requests wait as may."""
@@ -109,8 +141,16 @@ class DeadlineExceeded(AgentLoopError):
     """The deadline has passed."""
 
 
+class Cancelled(AgentLoopError):
+    """The inference was cancelled by its id, which its caller and administrators may."""
+
+
 class Unavailable(AgentLoopError):
-    """Something that is needed is down; try again later."""
+    """Something that is needed is down; try again after `retry_after_seconds`."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class EngineUnavailable(Unavailable):

@@ -8,7 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from grpc_server.domain.types import ChatRequest, Message, Role, Sampling, Tool, ToolCall, ToolChoice
+from grpc_server.domain.types import (
+    ChatRequest,
+    GenerateRequest,
+    InferenceRequest,
+    Message,
+    Role,
+    Sampling,
+    Tool,
+    ToolCall,
+    ToolChoice,
+)
 
 
 def message_to_plain(message: Message) -> dict[str, Any]:
@@ -38,16 +48,14 @@ def message_from_plain(value: Mapping[str, Any]) -> Message:
     )
 
 
-def request_to_plain(request: ChatRequest) -> dict[str, Any]:
-    """`{"messages", "tools", "tool_choice", "sampling", "response_schema"}`, all keys always there."""
+def request_to_plain(request: InferenceRequest) -> dict[str, Any]:
+    """`{"messages", "tools", "tool_choice", "sampling", "response_schema"}`, all keys always there.
+
+    A raw prompt stands under `prompt`, a key that only it has, beside no messages and no tools.
+    """
     sampling = request.sampling
     return {
-        "messages": [message_to_plain(message) for message in request.messages],
-        "tools": [
-            {"name": tool.name, "description": tool.description, "parameters": plain(tool.parameters)}
-            for tool in request.tools
-        ],
-        "tool_choice": request.tool_choice.value,
+        **_asked(request),
         "sampling": {
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -60,10 +68,30 @@ def request_to_plain(request: ChatRequest) -> dict[str, Any]:
     }
 
 
+def _asked(request: InferenceRequest) -> dict[str, Any]:
+    if isinstance(request, GenerateRequest):
+        choice = ToolChoice.NONE.value
+        return {"prompt": request.prompt, "messages": [], "tools": [], "tool_choice": choice}
+    return {
+        "messages": [message_to_plain(message) for message in request.messages],
+        "tools": [
+            {"name": tool.name, "description": tool.description, "parameters": plain(tool.parameters)}
+            for tool in request.tools
+        ],
+        "tool_choice": request.tool_choice.value,
+    }
+
+
+def raw_prompt(value: Mapping[str, Any]) -> str | None:
+    """The raw prompt of a plain request; None if it is a conversation."""
+    prompt = value.get("prompt")
+    return prompt if isinstance(prompt, str) else None
+
+
 def request_from_plain(
     value: Mapping[str, Any], *, alias: str = "default", model_version: str = "", session_id: str = ""
 ) -> ChatRequest:
-    """The request that `request_to_plain` gave; what it does not hold is given by keyword.
+    """The conversation that `request_to_plain` gave; what it does not hold is given by keyword.
 
     Raises:
         ValueError: if a key is missing or a value has another type than it must.

@@ -8,9 +8,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.types import (
     Caller,
+    Embeddings,
     FinishReason,
+    InferenceEnded,
+    InferenceStarted,
     JsonObject,
     LogRecord,
     ModelVersion,
@@ -34,9 +38,10 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some generated text, never empty."""
+    """Some generated text, never empty; `usage` is what was read and written so far, if the engine tells."""
 
     text: str
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,14 @@ class Engine(Protocol):
         Ends with exactly one Finished; an end without it is raised as EngineUnavailable.
         """
 
-    async def embed(self, model_version: str, texts: Sequence[str]) -> list[list[float]]:
-        """One vector per text."""
+    async def embed(self, model_version: str, texts: Sequence[str]) -> Embeddings:
+        """One vector per text. Raises PromptTooLong for a text that does not fit into the context."""
+
+    async def count_tokens(self, model_version: str, prompt: str) -> int:
+        """The tokens of a prompt as `Usage.input_tokens` counts them; it may be longer than the context.
+
+        The engine may have to read the prompt for it, as to answer: it takes as long, and a place.
+        """
 
     async def list_models(self) -> list[ModelVersion]:
         """The installed versions, by name."""
@@ -146,6 +157,22 @@ class LogStore(Protocol):
 
         Raises ValueError for a record that the database will never take (it is then dead-lettered alone).
         """
+
+
+class Observer(Protocol):
+    """Who counts what happens."""
+
+    def refused(self, error: AgentLoopError) -> None:
+        """A request was not accepted."""
+
+    def accepted(self, start: InferenceStarted) -> None:
+        """A start record is on disk."""
+
+    def ended(self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None) -> None:
+        """The end record of an accepted inference is on disk; `error` is what ended it, if not itself."""
+
+    def embedded(self, model_version: str, texts: int, input_tokens: int) -> None:
+        """Texts were turned into vectors."""
 
 
 @dataclass(frozen=True, slots=True)

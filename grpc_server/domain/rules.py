@@ -16,7 +16,10 @@ from grpc_server.domain.errors import InvalidArgument, PermissionDenied
 from grpc_server.domain.types import (
     Caller,
     ChatRequest,
+    EmbedRequest,
     Feedback,
+    GenerateRequest,
+    InferenceRequest,
     JsonObject,
     Message,
     Role,
@@ -32,6 +35,8 @@ from grpc_server.domain.types import (
 MAX_TEXT_BYTES = 1024 * 1024
 """UTF-8 bytes of all texts of a request: messages, tools and schemas."""
 MAX_MESSAGES = 256
+MAX_EMBED_TEXTS = 128
+"""So that their vectors, of up to 8,192 numbers, fit into one message of 4 MiB."""
 MAX_TOOLS = 64
 MAX_TOKENS = 8192
 MAX_TOP_K = 1000
@@ -48,7 +53,7 @@ _MODEL_VERSION = re.compile(r"(?=.{3,128}$)[A-Za-z0-9][A-Za-z0-9._-]*:[A-Za-z0-9
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-def authorise(caller: Caller, request: ChatRequest) -> None:
+def authorise(caller: Caller, request: InferenceRequest | EmbedRequest) -> None:
     """Raises PermissionDenied if `caller` may not ask this."""
     if not caller.may(Scope.INFER):
         raise PermissionDenied(f"this call needs the scope {Scope.INFER}")
@@ -58,10 +63,8 @@ def authorise(caller: Caller, request: ChatRequest) -> None:
 
 def check_chat(request: ChatRequest) -> None:
     """Raises InvalidArgument for what the API does not take."""
-    check_alias(request.alias)
-    if request.model_version:
-        check_model_version(request.model_version)
-    _identifier("session_id", request.session_id, MAX_SESSION_CHARACTERS)
+    _check_addressee(request)
+    check_identifier("session_id", request.session_id, MAX_SESSION_CHARACTERS)
     _check_messages(request.messages)
     _check_tools(request.tools, request.tool_choice)
     _check_sampling(request.sampling)
@@ -75,6 +78,36 @@ def check_chat(request: ChatRequest) -> None:
             f"messages, tools and schemas hold {size} bytes of text; at most {MAX_TEXT_BYTES} are taken",
             "messages",
         )
+
+
+def check_generate(request: GenerateRequest) -> None:
+    """Raises InvalidArgument for what the API does not take."""
+    _check_addressee(request)
+    check_identifier("session_id", request.session_id, MAX_SESSION_CHARACTERS)
+    _check_sampling(request.sampling)
+    if request.response_schema is not None:
+        check_json("response_format.json_schema", request.response_schema)
+    size = len(_utf8("prompt", request.prompt)) + _json_bytes(request.response_schema or {})
+    if not request.prompt or size > MAX_TEXT_BYTES:
+        raise InvalidArgument(
+            f"prompt has {size} bytes, its schema included; it must have 1 to {MAX_TEXT_BYTES}", "prompt"
+        )
+
+
+def check_embed(request: EmbedRequest) -> None:
+    """Raises InvalidArgument for what the API does not take."""
+    _check_addressee(request)
+    if not 1 <= len(request.texts) <= MAX_EMBED_TEXTS:
+        raise InvalidArgument(
+            f"texts has {len(request.texts)} texts; it must have 1 to {MAX_EMBED_TEXTS}", "texts"
+        )
+    size = 0
+    for index, text in enumerate(request.texts):
+        if not text:
+            raise InvalidArgument(f"texts[{index}] is empty", f"texts[{index}]")
+        size += len(_utf8(f"texts[{index}]", text))
+    if size > MAX_TEXT_BYTES:
+        raise InvalidArgument(f"texts have {size} bytes; at most {MAX_TEXT_BYTES} are taken", "texts")
 
 
 def check_feedback(feedback: Feedback) -> None:
@@ -158,6 +191,14 @@ def check_sha256(value: str, field: str = "sha256") -> None:
         )
 
 
+def check_identifier(field: str, value: str, characters: int) -> None:
+    """Raises InvalidArgument unless `value` is at most so many printable characters; none are as good."""
+    if len(value) > characters:
+        raise InvalidArgument(f"{field} has {len(value)} characters; at most {characters} are taken", field)
+    if value and not value.isprintable():
+        raise InvalidArgument(f"{field} holds a control character; use printable ones", field)
+
+
 def check_json(field: str, value: Any) -> None:
     """Raises InvalidArgument for JSON that is too deep, or that UTF-8 cannot hold (a lone surrogate)."""
     waiting = [(value, 1)]
@@ -185,9 +226,14 @@ def choose_target(route: Route, session_id: str, draw: float) -> Target:
     if session_id:
         digest = hashlib.sha256(f"{route.alias}\0{session_id}".encode()).digest()
         draw = int.from_bytes(digest[:8], "big") / 2**64
-    stable = next(target for target in route.targets if target.role is TargetRole.STABLE)
+    stable = stable_target(route)
     canary = next((target for target in route.targets if target.role is TargetRole.CANARY), None)
     return canary if canary is not None and draw * 100 < canary.weight else stable
+
+
+def stable_target(route: Route) -> Target:
+    """The stable target: whose vectors compare with each other, while no rollout ends."""
+    return next(target for target in route.targets if target.role is TargetRole.STABLE)
 
 
 def choose_shadows(route: Route, draw: float) -> list[Target]:
@@ -195,6 +241,12 @@ def choose_shadows(route: Route, draw: float) -> list[Target]:
     return [
         target for target in route.targets if target.role is TargetRole.SHADOW and draw * 100 < target.weight
     ]
+
+
+def _check_addressee(request: InferenceRequest | EmbedRequest) -> None:
+    check_alias(request.alias)
+    if request.model_version:
+        check_model_version(request.model_version)
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
@@ -342,13 +394,6 @@ def _tool_name(field: str, name: str) -> None:
         )
 
 
-def _identifier(field: str, value: str, characters: int) -> None:
-    if len(value) > characters:
-        raise InvalidArgument(f"{field} has {len(value)} characters; at most {characters} are taken", field)
-    if value and not value.isprintable():
-        raise InvalidArgument(f"{field} holds a control character; use printable ones", field)
-
-
 def _utf8(field: str, text: str) -> bytes:
     try:
         return text.encode()
@@ -373,11 +418,11 @@ def _text_bytes(request: ChatRequest) -> int:
 
 
 def _json_bytes(value: Any) -> int:
-    """UTF-8 bytes of the texts in a JSON value, and one for every other item."""
+    """About what a JSON value takes as text: the UTF-8 bytes of its texts, and the digits of its numbers."""
     if isinstance(value, str):
         return len(value.encode())
     if isinstance(value, Mapping):
         return sum(len(key.encode()) + _json_bytes(item) for key, item in value.items())
     if isinstance(value, Sequence):
         return sum(_json_bytes(item) for item in value)
-    return 1
+    return len(str(value))

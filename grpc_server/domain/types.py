@@ -82,6 +82,30 @@ class ChatRequest:
     session_id: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """A raw prompt to go on from; what Chat and Generate share means the same in both."""
+
+    prompt: str
+    alias: str = "default"
+    model_version: str = ""
+    sampling: Sampling = field(default_factory=Sampling)
+    response_schema: JsonObject | None = None
+    session_id: str = ""
+
+
+InferenceRequest = ChatRequest | GenerateRequest
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """Texts to make vectors of."""
+
+    texts: tuple[str, ...]
+    alias: str = "default"
+    model_version: str = ""
+
+
 class Scope(StrEnum):
     """What a token allows. `admin` includes every other."""
 
@@ -146,6 +170,14 @@ class Timings:
     queue_ms: float = 0.0
     ttft_ms: float | None = None
     total_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector a text, in their order, and the tokens read for them."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    input_tokens: int
 
 
 # What a chat streams, in this order: one Started, any TextDelta and ToolCall, one Completed.

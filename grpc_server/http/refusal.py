@@ -10,6 +10,7 @@
 | 409    | the state of things does not allow this now                 | yes               |
 | 413    | the request's body is too large                             | no                |
 | 429    | no place, or a quota is used up; `Retry-After` says when    | yes               |
+| 499    | the inference was cancelled by its id                       | no                |
 | 500    | the engine answered nonsense, or a fault of the server      | yes               |
 | 503    | the engine is down, or the server stops; `Retry-After` too  | yes               |
 | 504    | the deadline has passed                                     | yes               |
@@ -39,6 +40,7 @@ class BodyTooSlow(errors.DeadlineExceeded):
 
 STATUSES: dict[type[errors.AgentLoopError], tuple[int, str, str]] = {
     errors.InvalidArgument: (400, "invalid_request_error", "invalid_value"),
+    errors.PromptTooLong: (400, "invalid_request_error", "context_length_exceeded"),
     BodyTooLarge: (413, "invalid_request_error", "body_too_large"),
     BodyTooSlow: (408, "invalid_request_error", "body_too_slow"),
     errors.Unauthenticated: (401, "authentication_error", "invalid_api_key"),
@@ -48,6 +50,7 @@ STATUSES: dict[type[errors.AgentLoopError], tuple[int, str, str]] = {
     errors.Precondition: (409, "invalid_request_error", "precondition"),
     errors.Conflict: (409, "invalid_request_error", "conflict"),
     errors.Exhausted: (429, "rate_limit_error", "rate_limit_exceeded"),
+    errors.Cancelled: (499, "invalid_request_error", "cancelled"),
     errors.DeadlineExceeded: (504, "timeout_error", "deadline_exceeded"),
     errors.Unavailable: (503, "server_error", "unavailable"),
     errors.EngineFailed: (500, "server_error", "engine_failed"),

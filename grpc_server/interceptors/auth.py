@@ -20,6 +20,10 @@ OPEN: frozenset[str] = frozenset(
 
 SCOPES: Mapping[str, Scope | None] = {
     "/agentloop.v1.InferenceService/Chat": Scope.INFER,
+    "/agentloop.v1.InferenceService/Generate": Scope.INFER,
+    "/agentloop.v1.InferenceService/CountTokens": Scope.INFER,
+    "/agentloop.v1.InferenceService/Embed": Scope.INFER,
+    "/agentloop.v1.InferenceService/CancelInference": Scope.INFER,
     "/agentloop.v1.FeedbackService/Submit": Scope.FEEDBACK,
     "/agentloop.v1.ModelService/ListModels": Scope.MODELS_READ,
     "/agentloop.v1.ModelService/InstallModel": Scope.MODELS_WRITE,

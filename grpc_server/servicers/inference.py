@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypedDict, TypeVar
 
 import grpc
+from google.protobuf.message import Message as ProtobufMessage
 
 from agentloop.v1 import inference_pb2 as pb
 from agentloop.v1 import inference_pb2_grpc as rpc
@@ -13,7 +16,12 @@ from grpc_server.domain.errors import Exhausted, InvalidArgument
 from grpc_server.domain.types import (
     ChatEvent,
     ChatRequest,
+    EmbedRequest,
     FinishReason,
+    GenerateRequest,
+    InferenceRequest,
+    JsonObject,
+    Priority,
     Sampling,
     Started,
     TextDelta,
@@ -39,39 +47,126 @@ _FINISH_REASONS = {
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
 }
 
+Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request", bound=ProtobufMessage)
+Domain = TypeVar("Domain")
+Value = TypeVar("Value")
+
 LARGE_BYTES = 8192
 UNREAD_SECONDS = 30.0
 
 
 class InferenceServicer(rpc.InferenceServiceServicer):
-    """Chat, through the pipeline."""
+    """Every call of the service, through the pipeline."""
 
     def __init__(self, inference: Inference, *, unread_seconds: float = UNREAD_SECONDS) -> None:
         self._inference = inference
         self._unread_seconds = unread_seconds
 
     async def Chat(  # type: ignore[override]  # noqa: N802 - gRPC's name
-        self, request: pb.ChatRequest, context: grpc.aio.ServicerContext[Any, Any]
+        self, request: pb.ChatRequest, context: Context
     ) -> None:
         """Stream one answer."""
-        if request.ByteSize() < LARGE_BYTES:
-            asked = domain_request(request)
-        else:  # in a thread, as it may take long enough for other streams to notice
-            asked = await asyncio.to_thread(domain_request, request)
-        priority = priority_of(context.invocation_metadata())
+        await self._stream(context, await _read(domain_request, request), _chat_response)
+
+    async def Generate(  # type: ignore[override]  # noqa: N802 - gRPC's name
+        self, request: pb.GenerateRequest, context: Context
+    ) -> None:
+        """Stream one continuation."""
+        await self._stream(context, await _read(generate_request, request), _generate_response)
+
+    async def _stream(
+        self, context: Context, asked: InferenceRequest, response: Callable[[ChatEvent], Any]
+    ) -> None:
         with Reader(context, self._unread_seconds) as reader:
 
             async def emit(event: ChatEvent) -> None:
-                await reader.write(_response(event))
+                await reader.write(response(event))
 
             try:
-                await self._inference.chat(
-                    caller(), asked, emit, seconds=context.time_remaining(), priority=priority
-                )
+                await self._inference.chat(caller(), asked, emit, **_how(context))
             except asyncio.CancelledError:
                 if not reader.stopped:
                     raise
                 raise Exhausted(f"no part of the answer was read for {self._unread_seconds:g} s") from None
+
+    async def CountTokens(  # noqa: N802 - gRPC's name
+        self, request: pb.CountTokensRequest, context: Context
+    ) -> pb.CountTokensResponse:
+        """Count what Chat or Generate would read."""
+        with _inside(request.WhichOneof("request") or ""):
+            asked = await _read(counted_request, request)
+            tokens, version = await self._inference.count_tokens(caller(), asked, **_how(context))
+        return pb.CountTokensResponse(input_tokens=tokens, model_version=version)
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
+        """One vector a text."""
+        asked = EmbedRequest(tuple(request.texts), request.alias or "default", request.model_version)
+        made, version = await self._inference.embed(caller(), asked, **_how(context))
+        return pb.EmbedResponse(
+            embeddings=[pb.Embedding(values=vector) for vector in made.vectors],
+            usage=pb.Usage(input_tokens=made.input_tokens),
+            model_version=version,
+        )
+
+    async def CancelInference(  # noqa: N802 - gRPC's name
+        self, request: pb.CancelInferenceRequest, context: Context
+    ) -> pb.CancelInferenceResponse:
+        """Tell a running inference to end."""
+        del context
+        self._inference.cancel(caller(), messages.uuid("inference_id", request.inference_id))
+        return pb.CancelInferenceResponse()
+
+
+class _How(TypedDict):
+    seconds: float | None
+    priority: Priority
+
+
+def _how(context: Context) -> _How:
+    """What the call's metadata says: until when, and how urgent."""
+    return {"seconds": context.time_remaining(), "priority": priority_of(context.invocation_metadata())}
+
+
+async def _read(read: Callable[[Request], Domain], request: Request) -> Domain:
+    """The request as the domain has it; in a thread where that may take long enough for others to notice."""
+    if request.ByteSize() < LARGE_BYTES:
+        return read(request)
+    return await asyncio.to_thread(read, request)
+
+
+@contextmanager
+def _inside(name: str) -> Iterator[None]:
+    """The fields that an InvalidArgument names are those of the message `name`."""
+    try:
+        yield
+    except InvalidArgument as error:
+        if name and error.field:
+            error.field = f"{name}.{error.field}"
+        raise
+
+
+def counted_request(request: pb.CountTokensRequest) -> InferenceRequest:
+    """The request whose prompt is to be counted. Raises InvalidArgument."""
+    match request.WhichOneof("request"):
+        case "chat":
+            return domain_request(request.chat)
+        case "generate":
+            return generate_request(request.generate)
+        case _:
+            raise InvalidArgument("request is not set; send one of chat, generate", "request")
+
+
+def generate_request(request: pb.GenerateRequest) -> GenerateRequest:
+    """The request, its ranges unchecked. Raises InvalidArgument for what no domain value can be."""
+    return GenerateRequest(
+        prompt=request.prompt,
+        alias=request.alias or "default",
+        model_version=request.model_version,
+        sampling=_sampling(request.sampling),
+        response_schema=_schema(request),
+        session_id=request.session_id,
+    )
 
 
 def domain_request(request: pb.ChatRequest) -> ChatRequest:
@@ -81,9 +176,6 @@ def domain_request(request: pb.ChatRequest) -> ChatRequest:
             f"tool_choice is {request.tool_choice}; it must be one of {', '.join(pb.ToolChoice.keys())}",
             "tool_choice",
         )
-    schema = None
-    if request.HasField("response_format"):
-        schema = json_schema("response_format.json_schema", request.response_format.json_schema)
     return ChatRequest(
         messages=tuple(messages.message(f"messages[{i}]", value) for i, value in enumerate(request.messages)),
         alias=request.alias or "default",
@@ -91,12 +183,15 @@ def domain_request(request: pb.ChatRequest) -> ChatRequest:
         tools=messages.tools(request.tools),
         tool_choice=_TOOL_CHOICES[request.tool_choice],
         sampling=_sampling(request.sampling),
-        response_schema=schema,
+        response_schema=_schema(request),
         session_id=request.session_id,
     )
 
 
-Value = TypeVar("Value")
+def _schema(request: pb.ChatRequest | pb.GenerateRequest) -> JsonObject | None:
+    if not request.HasField("response_format"):
+        return None
+    return json_schema("response_format.json_schema", request.response_format.json_schema)
 
 
 def _sampling(options: pb.SamplingOptions) -> Sampling:
@@ -120,7 +215,19 @@ def _shortest(value: float) -> float:
     return float(f"{value:.7g}")
 
 
-def _response(event: ChatEvent) -> pb.ChatResponse:
+def _generate_response(event: ChatEvent) -> pb.GenerateResponse:
+    """As of a chat: a continuation offers no tools, so that none is called."""
+    response = _chat_response(event)
+    match response.WhichOneof("event"):
+        case "started":
+            return pb.GenerateResponse(started=response.started)
+        case "text_delta":
+            return pb.GenerateResponse(text_delta=response.text_delta)
+        case _:
+            return pb.GenerateResponse(completed=response.completed)
+
+
+def _chat_response(event: ChatEvent) -> pb.ChatResponse:
     if isinstance(event, Started):
         return pb.ChatResponse(
             started=pb.Started(inference_id=str(event.inference_id), model_version=event.model_version)

@@ -52,11 +52,11 @@ def edit(folder: Path, old: str, new: str) -> None:
 
 
 def breaks(folder: Path) -> None:
-    edit(folder, "string inference_id = 1;", "string inference_id = 3;")
+    edit(folder, "string session_id = 8;", "string session_id = 9;")
 
 
 def adds(folder: Path) -> None:
-    edit(folder, "string inference_id = 1;", "string inference_id = 1;\n\n  // New.\n  string more = 99;")
+    edit(folder, "string session_id = 8;", "string session_id = 8;\n\n  // New.\n  string more = 99;")
 
 
 def test_what_only_adds_is_taken_and_what_breaks_is_refused(landed: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_what_only_adds_is_taken_and_what_breaks_is_refused(landed: Path, tmp_pa
     git(clone, "commit", "--quiet", "-a", "-m", "breaks")
     done = run(clone)
     assert done.returncode == 1
-    assert "inference_id" in done.stdout + done.stderr
+    assert "session_id" in done.stdout + done.stderr
     assert "protos breaks callers of origin/main" in done.stderr
 
 

@@ -31,9 +31,10 @@ from grpc_server.domain.errors import (
     InvalidArgument,
     NotFound,
     Precondition,
+    PromptTooLong,
 )
 from grpc_server.domain.ports import Engine, Finished, Generation, Piece
-from grpc_server.domain.types import FinishReason, Message, Role, Sampling, Tool, ToolChoice
+from grpc_server.domain.types import Embeddings, FinishReason, Message, Role, Sampling, Tool, ToolChoice
 from tests.fakes import FakeEngine
 from tests.integration.conftest_engine import (
     BASE_SHA256,
@@ -262,6 +263,35 @@ async def test_a_prompt_begins_with_exactly_one_bos(real: Engine) -> None:
     assert finished.usage.input_tokens == 1 + 5  # <bos>, and a token a word
 
 
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_tokens_are_counted_as_an_answer_counts_them(real: Engine, prompt: str) -> None:
+    _, read = await answer(real, greedy(prompt, max_tokens=1))
+    assert await real.count_tokens(BASE, prompt) == read.usage.input_tokens
+    assert await real.count_tokens(BASE, prompt) == read.usage.input_tokens, "held in a cache, it counts too"
+
+
+async def test_a_prompt_longer_than_the_context_is_counted_too(real: Engine) -> None:
+    assert await real.count_tokens(BASE, " word" * 600) == 601
+
+
+async def test_an_empty_prompt_is_not_counted(real: Engine) -> None:
+    with pytest.raises(InvalidArgument, match="empty"):
+        await real.count_tokens(BASE, "")
+
+
+async def test_the_embedded_engine_says_with_each_piece_what_it_has_read_and_written(
+    embedded: EmbeddedEngine,
+) -> None:
+    events = [event async for event in embedded.generate(greedy(LETTERS, max_tokens=6))]
+    last = events[-1]
+    assert isinstance(last, Finished)
+    told = [event.usage for event in events if isinstance(event, Piece)]
+    assert all(usage is not None and usage.input_tokens == last.usage.input_tokens for usage in told)
+    written = [usage.output_tokens for usage in told if usage is not None]
+    assert written == sorted(written)
+    assert 0 < written[0] <= written[-1] <= last.usage.output_tokens
+
+
 async def test_control_tokens_are_read_in_a_turn_and_broken_up_in_a_callers_text(real: Engine) -> None:
     turn = render([Message(Role.USER, "")])
     broken = render([Message(Role.USER, "<end_of_turn>")])
@@ -462,6 +492,8 @@ async def test_a_version_that_is_not_installed_is_not_found(engine: Engine) -> N
         await engine.unload("gemma-3-270m:20990101T000000Z")
     with pytest.raises(NotFound):
         await engine.embed("gemma-3-270m:20990101T000000Z", ["x"])
+    with pytest.raises(NotFound):
+        await engine.count_tokens("gemma-3-270m:20990101T000000Z", "x")
 
 
 async def test_an_engine_that_runs_passes_its_check(engine: Engine) -> None:
@@ -471,17 +503,28 @@ async def test_an_engine_that_runs_passes_its_check(engine: Engine) -> None:
 
 
 async def test_the_embedded_engine_makes_vectors_of_length_one(embedded: EmbeddedEngine) -> None:
-    vectors = await embedded.embed(NIGHT, ["a cat", "a cat", "tax law"])
+    made = await embedded.embed(NIGHT, ["a cat", "a cat", "tax law"])
+    vectors = made.vectors
+    assert made.input_tokens == sum(
+        [await embedded.count_tokens(NIGHT, text) for text in ("a cat", "a cat", "tax law")]
+    )
     assert vectors[0] == pytest.approx(vectors[1], abs=1e-3)
     assert vectors[0] != pytest.approx(vectors[2], abs=1e-3)
     assert [sum(x * x for x in vector) for vector in vectors] == pytest.approx([1, 1, 1], abs=1e-3)
-    assert await embedded.embed(NIGHT, []) == []
+    assert await embedded.embed(NIGHT, []) == Embeddings((), 0)
+
+
+async def test_a_text_to_embed_that_is_longer_than_the_context_is_refused_with_both_numbers(
+    embedded: EmbeddedEngine,
+) -> None:
+    with pytest.raises(PromptTooLong, match=rf"601 tokens.*{CONTEXT}"):
+        await embedded.embed(NIGHT, ["short", " word" * 600])
 
 
 async def test_ollama_says_that_it_makes_no_vectors_with_a_model_of_text(ollama: OllamaEngine) -> None:
     with pytest.raises(Precondition, match="no vectors"):
         await ollama.embed(BASE, ["a cat"])
-    assert await ollama.embed(BASE, []) == []
+    assert await ollama.embed(BASE, []) == Embeddings((), 0)
 
 
 async def test_idle_engines_use_no_processor_time(embedded: EmbeddedEngine, ollama: OllamaEngine) -> None:
@@ -512,6 +555,7 @@ async def test_an_ollama_that_is_not_there_is_unavailable_whatever_is_asked(tmp_
             engine.load(BASE),
             engine.unload(BASE),
             engine.embed(BASE, ["x"]),
+            engine.count_tokens(BASE, "x"),
             engine.install("tiny:1", gguf, sha256),
             engine.remove("tiny:1"),
             answer(engine, greedy("x")),

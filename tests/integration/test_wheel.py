@@ -15,7 +15,10 @@ from agentloop.v1 import inference_pb2
 from tests.integration.conftest_client import ScriptedService, running
 from tests.live_server import ROOT
 
-DIRECT = {"grpcio", "grpcio-health-checking", "protobuf", "rich", "typer"}
+DIRECT = {
+    *("googleapis-common-protos", "grpcio", "grpcio-health-checking", "grpcio-status"),
+    *("protobuf", "rich", "typer"),
+}
 BEHIND = {
     *("annotated-doc", "markdown-it-py", "mdurl", "pygments", "shellingham", "typing-extensions"),
     *("annotated-types", "pydantic", "pydantic-core", "typing-inspection"),  # Typer's

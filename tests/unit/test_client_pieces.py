@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf import duration_pb2
+from google.protobuf.message import Message as ProtobufMessage
+from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,15 +24,34 @@ from agentloop.v1 import feedback_pb2, inference_pb2, model_pb2
 class Refusal(grpc.RpcError):
     """A gRPC error as the library raises it."""
 
-    def __init__(self, code: grpc.StatusCode, details: str | None = "why") -> None:
+    def __init__(
+        self, code: grpc.StatusCode, details: str | None = "why", *, status: bytes | None = None
+    ) -> None:
         super().__init__()
         self._code, self._details = code, details
+        self._trailers = () if status is None else (("grpc-status-details-bin", status),)
 
     def code(self) -> grpc.StatusCode:
         return self._code
 
     def details(self) -> str | None:
         return self._details
+
+    def trailing_metadata(self) -> Any:
+        return self._trailers
+
+
+def told(code: grpc.StatusCode, *details: ProtobufMessage, text: str = "why") -> Refusal:
+    """A refusal with details."""
+    status = status_pb2.Status(code=code.value[0], message=text)
+    for detail in details:
+        status.details.add().Pack(detail)
+    return Refusal(code, status=status.SerializeToString())
+
+
+def wait(seconds: int) -> ProtobufMessage:
+    info: ProtobufMessage = error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=seconds))
+    return info
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +169,39 @@ def test_only_unavailable_is_tried_again_and_not_for_ever() -> None:
     for code in grpc.StatusCode:
         if code is not grpc.StatusCode.UNAVAILABLE:
             assert Attempts.within(1000).delay_after(Refusal(code)) is None
+
+
+def test_a_wait_that_the_server_tells_is_kept_to() -> None:
+    for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED):
+        delay = Attempts.within(1000).delay_after(told(code, wait(30)))
+        assert delay is not None
+        assert 30 <= delay <= 30 + 2
+        assert Attempts.within(20).delay_after(told(code, wait(30))) is None
+        assert Attempts.within(1000, safe=False).delay_after(told(code, wait(1))) is None
+    assert Attempts.within(1000).delay_after(told(grpc.StatusCode.INTERNAL, wait(1))) is None
+
+
+@pytest.mark.parametrize("seconds", [-(2**63), 2**63 - 1])
+def test_a_wait_without_sense_does_no_harm(seconds: int) -> None:
+    delay = Attempts.within(10).delay_after(told(grpc.StatusCode.UNAVAILABLE, wait(seconds)))
+    assert delay is None or 0 <= delay < 10
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Refusal(grpc.StatusCode.NOT_FOUND, status=b"\xff\xff"),
+        Refusal(
+            grpc.StatusCode.NOT_FOUND, status=status_pb2.Status(code=3, message="why").SerializeToString()
+        ),
+        Refusal(grpc.StatusCode.NOT_FOUND, status=b""),
+        Refusal(grpc.StatusCode.NOT_FOUND),
+    ],
+)
+def test_details_that_are_broken_or_of_another_status_are_passed_over(refusal: Refusal) -> None:
+    error = errors.from_grpc(refusal)
+    assert isinstance(error, errors.NotFound)
+    assert (error.reason, error.field_violations, error.retry_after_s) == ("", (), None)
 
 
 def test_nothing_is_tried_again_where_that_may_do_harm_or_the_deadline_is_near() -> None:

@@ -118,6 +118,7 @@ def test_the_latest_valid_demonstration_wins() -> None:
     ("reason", "wrong"),
     [
         ("no_demonstration", row(1, "Weather?")),
+        ("raw_prompt", row(1, "Weather?", feedback(call("Oslo")), prompt="Weather?", messages=[])),
         ("no_demonstration", row(1, "Weather?", {"id": "f", "created_at": "", "boolean": True})),
         ("invalid_request", {**row(1, "?", feedback(call("Oslo"))), "request_json": '{"messages": 3}'}),
         ("invalid_request", {**row(1, "?", feedback(call("Oslo"))), "request_json": "{"}),

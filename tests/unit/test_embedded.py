@@ -23,7 +23,7 @@ from grpc_server.domain.errors import (
     InvalidArgument,
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
-from grpc_server.domain.types import FinishReason, Sampling, Usage
+from grpc_server.domain.types import Embeddings, FinishReason, Sampling, Usage
 from tests.fakes import FakeSchemaProcess
 
 LAST = {"content": "", "stop": True, "stop_type": "eos", "tokens_evaluated": 3, "tokens_predicted": 2}
@@ -166,12 +166,18 @@ async def test_a_broken_connection_to_a_dead_child_says_that_it_died() -> None:
 
 async def test_vectors_keep_the_order_of_their_texts() -> None:
     data = [{"index": 1, "embedding": [1.0]}, {"index": 0, "embedding": [0.0]}]
-    assert await engine_that(httpx.Response(200, json={"data": data})).embed("a:b", ["x", "y"]) == [
-        [0.0],
-        [1.0],
-    ]
+    answer = httpx.Response(200, json={"data": data, "usage": {"prompt_tokens": 5}})
+    assert await engine_that(answer).embed("a:b", ["x", "y"]) == Embeddings(((0.0,), (1.0,)), 5)
     with pytest.raises(InvalidArgument):
         await engine_that(httpx.Response(400, json={})).embed("a:b", ["x"])
+
+
+async def test_an_answer_that_is_no_json_is_nonsense() -> None:
+    for content in (b"<html>", b"[]", b"{}", b'{"tokens": 3}', b'{"data": [{}]}'):
+        with pytest.raises(EngineFailed):
+            await engine_that(httpx.Response(200, content=content)).count_tokens("a:b", "x")
+        with pytest.raises(EngineFailed):
+            await engine_that(httpx.Response(200, content=content)).embed("a:b", ["x"])
 
 
 def test_a_childs_options_survive_the_pipe() -> None:

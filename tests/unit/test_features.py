@@ -15,6 +15,8 @@ from uuid6 import uuid7
 from grpc_server.domain.plain import message_from_plain
 from tests.integration.log_by_hand import WEATHER, assistant, request, user
 from validation.features import FEATURES, features, turns_out_of_order
+from validation.freeze import _counts
+from validation.snapshot import COUNT_COLUMNS
 
 START = datetime(2026, 1, 30, tzinfo=UTC)
 CALL = ("weather", {"city": "Oslo"})
@@ -208,3 +210,20 @@ def test_whatever_schema_a_tool_has_its_calls_are_judged(city: str, schema: Any)
         row(request=request(user("Hi"), tools=(tool,)), answer=assistant("", ("weather", {"city": city})))
     )
     assert found["unreadable_json"] == 0
+
+
+def test_a_raw_prompt_needs_no_turns_and_no_user() -> None:
+    raw = request() | {"prompt": "Once upon a time\x07", "messages": []}
+    assert wrong(request=raw) == {}
+    assert wrong(request=raw | {"prompt": ""}) == {"missing_prompt": 1}
+    assert wrong(request=raw, feedback=shown(assistant("", CALL))) == {}
+    assert wrong(request=raw, answer=assistant("")) == {"missing_answer": 1}
+    assert wrong(request=raw | {"prompt": 7}) == wrong(request=request())
+
+
+def test_a_raw_prompts_characters_are_counted() -> None:
+    made = row(request=request() | {"prompt": "Once", "messages": []})
+    assert _counts(made) | {"answer_chars": 0} == dict.fromkeys(COUNT_COLUMNS, 0) | {
+        "prompt_chars": 4,
+        "tools": 1,
+    }

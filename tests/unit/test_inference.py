@@ -63,6 +63,7 @@ class Seen:
         self.starts: list[InferenceStarted] = []
         self.ends: list[InferenceEnded] = []
         self.errors: list[BaseException | None] = []
+        self.vectors: list[tuple[str, int, int]] = []
 
     async def emit(self, event: ChatEvent) -> None:
         self.events.append(event)
@@ -76,6 +77,9 @@ class Seen:
     def ended(self, start: InferenceStarted, end: InferenceEnded, error: BaseException | None) -> None:
         self.ends.append(end)
         self.errors.append(error)
+
+    def embedded(self, model_version: str, texts: int, input_tokens: int) -> None:
+        self.vectors.append((model_version, texts, input_tokens))
 
     @property
     def text(self) -> str:

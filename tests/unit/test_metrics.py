@@ -192,3 +192,11 @@ def test_parts_are_up_or_down() -> None:
     metrics.store_is(False)
     assert value(metrics, "agentloop_engine_up") == 1
     assert value(metrics, "agentloop_store_up") == 0
+
+
+def test_texts_and_tokens_of_vectors_are_counted_by_model_version() -> None:
+    metrics = Metrics()
+    metrics.embedded("m:1", 3, 12)
+    text = metrics.text().decode()
+    assert 'agentloop_embedded_texts_total{model_version="m:1"} 3.0' in text
+    assert 'gen_ai_client_token_usage_sum{gen_ai_response_model="m:1",gen_ai_token_type="input"} 12.0' in text

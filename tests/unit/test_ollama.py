@@ -22,9 +22,10 @@ from grpc_server.domain.errors import (
     InvalidArgument,
     NotFound,
     Precondition,
+    PromptTooLong,
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
-from grpc_server.domain.types import FinishReason, Sampling, Usage
+from grpc_server.domain.types import Embeddings, FinishReason, Sampling, Usage
 from tests.fakes import FakeSchemaProcess
 
 MODEL = "gemma:base"
@@ -192,8 +193,8 @@ async def test_a_connection_that_breaks_in_mid_stream_is_unavailable_after_its_p
             ),
             "9 tokens.* holds 4",
         ),
-        ("exceed_context_size_error", "more tokens than"),
-        ("the prompt is longer than the context length currently available", "more tokens than"),
+        ("exceed_context_size_error", "too many tokens"),
+        ("the prompt is longer than the context length currently available", "too many tokens"),
     ],
 )
 async def test_a_prompt_too_long_is_the_callers_mistake(error: str, text: str) -> None:
@@ -284,9 +285,25 @@ async def test_vectors_come_only_from_a_model_that_makes_them() -> None:
     def handler(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/api/show":
             return httpx.Response(200, json={"capabilities": ["embedding"]})
-        return httpx.Response(200, json={"embeddings": [[1, 0.5], [0, 1]]})
+        return httpx.Response(200, json={"embeddings": [[1, 0.5], [0, 1]], "prompt_eval_count": 4})
 
-    assert await engine_that(handler).embed(MODEL, ["a", "b"]) == [[1.0, 0.5], [0.0, 1.0]]
+    assert await engine_that(handler).embed(MODEL, ["a", "b"]) == Embeddings(((1.0, 0.5), (0.0, 1.0)), 4)
+
+
+async def test_a_text_to_embed_that_is_longer_than_the_context_is_too_long() -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/api/show":
+            return httpx.Response(200, json={"capabilities": ["embedding"]})
+        return httpx.Response(400, json={"error": "the input length exceeds the context length"})
+
+    with pytest.raises(PromptTooLong):
+        await engine_that(handler).embed(MODEL, ["a"])
+
+
+async def test_a_prompt_that_is_too_long_for_ollama_to_say_how_long_is_not_counted() -> None:
+    refusal = httpx.Response(400, json={"error": "exceed_context_size_error"})
+    with pytest.raises(PromptTooLong, match="too many tokens"):
+        await engine_that(lambda _: refusal).count_tokens(MODEL, "a")
 
 
 def test_an_ollama_of_ours_inherits_no_secret_no_proxy_and_no_setting_of_another() -> None:

@@ -12,6 +12,7 @@ from grpc_server.http.refusal import BodyTooLarge, BodyTooSlow, refusal
 
 STATUS = {
     "InvalidArgument": 400,
+    "PromptTooLong": 400,
     "Unauthenticated": 401,
     "PermissionDenied": 403,
     "NotFound": 404,
@@ -22,6 +23,7 @@ STATUS = {
     "BodyTooLarge": 413,
     "Exhausted": 429,
     "SpoolFull": 429,
+    "Cancelled": 499,
     "EngineFailed": 500,
     "Unavailable": 503,
     "EngineUnavailable": 503,

@@ -1,0 +1,160 @@
+"""One request on its way through the pipeline: what is known of its answer so far, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from grpc_server.admission import Ask, Place, cost_of
+from grpc_server.domain.errors import AgentLoopError, Cancelled, DeadlineExceeded
+from grpc_server.domain.plain import message_to_plain
+from grpc_server.domain.ports import Finished, Piece
+from grpc_server.domain.types import (
+    Caller,
+    ChatEvent,
+    EmbedRequest,
+    FinishReason,
+    InferenceEnded,
+    InferenceRequest,
+    InferenceStarted,
+    Message,
+    Priority,
+    Role,
+    Status,
+    Timings,
+    ToolCall,
+    Usage,
+)
+
+Emit = Callable[[ChatEvent], Awaitable[None]]
+
+DEADLINE_SLACK = 0.02
+"""Share of a deadline. A caller's own deadline fires before ours: gRPC rounds timeouts up by at most 1 %."""
+DEADLINE_SLACK_SECONDS = 0.05
+"""The least slack: what a cancellation may take to arrive."""
+
+
+@dataclass(slots=True, eq=False)
+class Running:
+    """One request on its way, and what is known of its answer so far. Times are `monotonic` seconds.
+
+    `answers` is false where tokens are only counted, or vectors made. `stopped` is the error that ends it
+    from outside: a shutdown, or a cancellation by its id.
+    """
+
+    caller: Caller
+    request: InferenceRequest | EmbedRequest
+    emit: Emit
+    seconds: float
+    started_at: datetime
+    arrived: float
+    priority: Priority = Priority.INTERACTIVE
+    answers: bool = True
+    place: Place | None = None
+    limit: asyncio.Timeout | None = None
+    stopped: AgentLoopError | None = None
+    placed: float = 0.0
+    accepted: bool = False
+    text: list[str] = field(default_factory=list)
+    call: ToolCall | None = None
+    first_token: float | None = None
+    counted: Usage = field(default_factory=Usage)
+    finished: Finished | None = None
+    end: InferenceEnded | None = None
+
+    def stop(self, error: AgentLoopError) -> None:
+        """End it now, with `error`."""
+        if self.stopped is not None:
+            return
+        self.stopped = error
+        if self.limit is not None and not self.limit.expired():
+            self.limit.reschedule(asyncio.get_running_loop().time())
+
+    def take(self, piece: Piece, now: float) -> None:
+        """Some text has come."""
+        if self.first_token is None:
+            self.first_token = now
+        self.text.append(piece.text)
+        self.counted = piece.usage or Usage(self.counted.input_tokens, len(self.text))
+
+    def message(self) -> Message:
+        """The answer, or what there is of it."""
+        if self.call is not None:
+            return Message(Role.ASSISTANT, tool_calls=(self.call,))
+        return Message(Role.ASSISTANT, "".join(self.text))
+
+    def usage(self) -> Usage:
+        """As the engine counted; where the answer was cut off, and the engine did not say, its pieces."""
+        return self.counted if self.finished is None else self.finished.usage
+
+    def timings(self, now: float) -> Timings:
+        """Until `now`."""
+        ttft = None if self.first_token is None else (self.first_token - self.arrived) * 1000
+        return Timings((self.placed - self.arrived) * 1000, ttft, (now - self.arrived) * 1000)
+
+    def ask(self, model_version: str, *, shadow: bool) -> Ask:
+        """What admission is to know; a shadow takes nobody's share.
+
+        What does not answer does not take as long as answers of the version do: no version is named for it.
+        """
+        caller, cost = ("", 0.0) if shadow else (self.caller.name, cost_of(self.request))
+        if not self.answers or isinstance(self.request, EmbedRequest):
+            return Ask(caller, self.priority, cost, seconds=self.seconds)
+        return Ask(caller, self.priority, cost, model_version, self.request.sampling.max_tokens, self.seconds)
+
+    def used(self, tokens: int) -> None:
+        """So many tokens were read and written; the caller's share of the places is reckoned by them."""
+        if self.place is not None:
+            self.place.used(tokens)
+
+    def finish_reason(self) -> FinishReason | None:
+        """Why the answer ended, if it ended by itself."""
+        if self.call is not None:
+            return FinishReason.TOOL_CALLS
+        return None if self.finished is None else self.finished.finish_reason
+
+    def ended(self, start: InferenceStarted, status: Status, error: str, timings: Timings) -> InferenceEnded:
+        """The end record."""
+        usage = self.usage()
+        self.used(usage.input_tokens + usage.output_tokens)
+        return InferenceEnded(
+            id=start.id,
+            status=status,
+            finish_reason=self.finish_reason(),
+            answer=message_to_plain(self.message()),
+            usage=usage,
+            timings=timings,
+            error=error,
+            # Not a second look at the clock, which may have been set back meanwhile.
+            ended_at=self.started_at + timedelta(milliseconds=timings.total_ms),
+        )
+
+    def failure(self, error: BaseException) -> tuple[Status, str]:
+        """How it ended that did not end by itself, and what the log says of it (never a prompt)."""
+        if isinstance(error, asyncio.CancelledError):
+            if isinstance(self.stopped, Cancelled):
+                return Status.CANCELLED, ""
+            if self.stopped is not None:
+                return Status.ERROR, "the server shut down before the answer was complete"
+            return (Status.DEADLINE if self._out_of_time() else Status.CANCELLED), ""
+        if isinstance(error, AgentLoopError):
+            return Status.ERROR, str(error)
+        return Status.ERROR, f"unexpected {type(error).__name__}"
+
+    def out_of_time(self) -> AgentLoopError:
+        """The error for a time limit that is over."""
+        if self.stopped is not None:
+            return self.stopped
+        return DeadlineExceeded(f"no complete answer within {self.seconds:.3g} s")
+
+    def _out_of_time(self) -> bool:
+        """Whether a cancellation that arrives now is that of the deadline."""
+        if self.limit is None:
+            return False
+        if self.limit.expired():
+            return True
+        when = self.limit.when()
+        slack = max(DEADLINE_SLACK_SECONDS, self.seconds * DEADLINE_SLACK)
+        return when is not None and when - asyncio.get_running_loop().time() <= slack
