@@ -22,11 +22,13 @@ from grpc_server.adapters.memory import MemoryAvailable
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.adapters.postgres import PostgresStore
+from grpc_server.adapters.redacting_spool import RedactingSpool, read_key
+from grpc_server.adapters.redaction_process import RedactionProcess
 from grpc_server.adapters.routes import CachedRoutes
 from grpc_server.adapters.spool import FileSpool
 from grpc_server.admission import Admission
 from grpc_server.domain.errors import AgentLoopError, Conflict
-from grpc_server.domain.ports import Authenticator, Engine, Routes
+from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
 from grpc_server.domain.types import Route, Target, TargetRole
 from grpc_server.drain import Drain
 from grpc_server.inference import Inference
@@ -71,6 +73,7 @@ async def service(
             await stack.enter_async_context(_upkeep(settings, store.dsn, metrics).running())
         if spool is None:  # before the engine: its lock says that no other server works in these folders
             spool = await stack.enter_async_context(_spool(settings))
+        recorded = await stack.enter_async_context(_redacting(settings, spool, metrics))
         if engine is None:
             engine = await stack.enter_async_context(engine_of(settings))
         metrics.logged(spool.state().records)
@@ -86,7 +89,7 @@ async def service(
         await _load_routed(settings, engine, routes)
         inference = Inference(
             engine,
-            spool,
+            recorded,
             routes,
             metrics,
             admission=Admission(
@@ -105,7 +108,7 @@ async def service(
                 settings,
                 inference=inference,
                 engine=engine,
-                spool=spool,
+                spool=recorded,
                 routes=routes,
                 authenticator=authenticator,
                 check_store=store.check,
@@ -267,6 +270,19 @@ async def _spool(settings: Settings) -> AsyncIterator[FileSpool]:
         yield spool
     finally:
         await spool.close()
+
+
+@contextlib.asynccontextmanager
+async def _redacting(settings: Settings, spool: Spool, metrics: Metrics) -> AsyncIterator[RedactingSpool]:
+    """What the pipeline writes to; the spool's other end sees only what may be kept."""
+    finder = RedactionProcess()
+    key = await asyncio.to_thread(read_key, settings.redaction_key_file)
+    starting = asyncio.create_task(finder.start() if settings.redaction != "off" else asyncio.sleep(0))
+    try:
+        yield RedactingSpool(spool, finder, settings.redaction, key, redacted=metrics.redacted)
+    finally:
+        await finder.close()
+        await starting
 
 
 @contextlib.asynccontextmanager

@@ -278,6 +278,8 @@ class Inference:
             session_id=request.session_id,
             request=request_to_plain(request),
             started_at=running.started_at,
+            learning=running.caller.learning,
+            text=running.caller.text,
         )
         try:
             await uninterrupted(self._accept(running, start))

@@ -112,6 +112,12 @@ class Metrics:
         )
         for state in ("accepted", "stored", "dead_lettered"):
             self._records.labels(state)
+        self._redacted = Counter(
+            "agentloop_log_redacted",
+            "Secrets and personal data that were kept out of the log; UNSCANNED: whole texts.",
+            ("kind",),
+            registry=self.registry,
+        )
         self._months_ahead = self._gauge(
             "agentloop_log_months_ahead",
             "Coming months that have a partition in the log; below 1 the next one is missing.",
@@ -217,6 +223,10 @@ class Metrics:
     def dead_lettered(self, records: int) -> None:
         """Records that Postgres will never take were set aside."""
         self._records.labels("dead_lettered").inc(records)
+
+    def redacted(self, kind: str, times: int) -> None:
+        """So many secrets, or personal data, of a kind were kept out of the log."""
+        self._redacted.labels(kind).inc(times)
 
     # The upkeep's hooks.
 

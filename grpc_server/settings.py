@@ -147,6 +147,14 @@ class Settings(BaseSettings):
         le=1_000_000_000,
         description="A spool of so many records refuses new work.",
     )
+    redaction: Literal["off", "mask", "hash"] = Field(
+        default="hash",
+        description="Secrets and personal data in the log: kept, masked, or replaced by a keyed hash.",
+    )
+    redaction_key_file: Place = Field(
+        default_factory=lambda data: data.get("state_dir", Path("var")) / "redaction.key",
+        description="The key of these hashes, 32 bytes, made if missing; servers that share one agree.",
+    )
     log_retain_months: int = Field(
         default=0,
         ge=0,

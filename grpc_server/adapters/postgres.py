@@ -320,19 +320,21 @@ class _Rows:
 
 _INSERT_START = (
     "INSERT INTO inference (id, server_id, caller, key_id, alias, model_version, target_role, session_id, "
-    "request, started_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING"
+    "request, started_at, learning, request_redacted) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING"
 )
 
 # An answer that is null is one that was aborted by the start of a server: the end itself knows better.
 _UPDATE_END = (
     "UPDATE inference SET status = %s, finish_reason = %s, answer = %s, error = %s, input_tokens = %s, "
     "output_tokens = %s, queue_ms = %s, ttft_ms = %s, total_ms = %s, ended_at = %s, "
-    "changed_xid = pg_current_xact_id() WHERE id = %s AND answer IS NULL"
+    "answer_redacted = %s, changed_xid = pg_current_xact_id() WHERE id = %s AND answer IS NULL"
 )
 
 _INSERT_FEEDBACK = (
     'INSERT INTO feedback (id, inference_id, caller, key_id, created_at, "boolean", score, comment, '
-    "demonstration) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING"
+    "demonstration, learning, redacted) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "
+    "ON CONFLICT (id) DO NOTHING"
 )
 
 
@@ -348,6 +350,8 @@ def _start_row(record: InferenceStarted) -> tuple[Any, ...]:
         to_text(record.session_id),
         to_json(record.request),
         record.started_at,
+        record.learning,
+        _found(record.redacted),
     )
 
 
@@ -363,6 +367,7 @@ def _end_row(record: InferenceEnded) -> tuple[Any, ...]:
         record.timings.ttft_ms,
         record.timings.total_ms,
         record.ended_at,
+        _found(record.redacted),
         record.id,
     )
 
@@ -378,7 +383,13 @@ def _feedback_row(record: Feedback) -> tuple[Any, ...]:
         record.score,
         None if record.comment is None else to_text(record.comment),
         None if record.demonstration is None else to_json(message_to_plain(record.demonstration)),
+        record.learning,
+        _found(record.redacted),
     )
+
+
+def _found(redacted: Mapping[str, int]) -> str | None:
+    return to_json(redacted) if redacted else None
 
 
 async def _abort_what_ran(connection: AsyncConnection[TupleRow], started: ServerStarted) -> None:

@@ -67,6 +67,9 @@ def _to_plain(record: LogRecord) -> dict[str, Any]:
                 "session_id": record.session_id,
                 "request": plain(record.request),
                 "started_at": _moment(record.started_at),
+                "learning": record.learning,
+                "text": record.text,
+                "redacted": plain(record.redacted),
             }
         case InferenceEnded():
             return {
@@ -82,6 +85,7 @@ def _to_plain(record: LogRecord) -> dict[str, Any]:
                 "total_ms": record.timings.total_ms,
                 "error": record.error,
                 "ended_at": _moment(record.ended_at),
+                "redacted": plain(record.redacted),
             }
         case ServerStarted():
             return {
@@ -103,6 +107,9 @@ def _to_plain(record: LogRecord) -> dict[str, Any]:
                 "demonstration": (
                     None if record.demonstration is None else message_to_plain(record.demonstration)
                 ),
+                "learning": record.learning,
+                "text": record.text,
+                "redacted": plain(record.redacted),
             }
 
 
@@ -124,6 +131,9 @@ def _inference_started(value: Mapping[str, Any]) -> LogRecord:
         session_id=value["session_id"],
         request=value["request"],
         started_at=datetime.fromisoformat(value["started_at"]),
+        learning=value["learning"],
+        text=value["text"],
+        redacted=value["redacted"],
     )
 
 
@@ -138,6 +148,7 @@ def _inference_ended(value: Mapping[str, Any]) -> LogRecord:
         timings=Timings(value["queue_ms"], value["ttft_ms"], value["total_ms"]),
         error=value["error"],
         ended_at=datetime.fromisoformat(value["ended_at"]),
+        redacted=value["redacted"],
     )
 
 
@@ -157,6 +168,9 @@ def _feedback(value: Mapping[str, Any]) -> LogRecord:
         score=value["score"],
         comment=value["comment"],
         demonstration=None if demonstration is None else message_from_plain(demonstration),
+        learning=value["learning"],
+        text=value["text"],
+        redacted=value["redacted"],
     )
 
 

@@ -201,7 +201,7 @@ class _Run:
             sql.SQL(
                 "SELECT FROM feedback f JOIN {} i ON i.id = f.inference_id "
                 "WHERE f.changed_xid >= %s::text::xid8 AND f.inference_id >= %s AND f.inference_id < %s "
-                "AND {} LIMIT 1"
+                "AND f.learning AND {} LIMIT 1"
             ).format(table, sql.SQL(_TEACHES)),
             (str(self._learned), *_bounds(one.name)),
         ).fetchone()
@@ -285,11 +285,11 @@ class _Run:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # What the view learning_log shows: the rest teaches nothing, and need not be waited for.
-_TEACHES = "i.status <> 'started'"
+_TEACHES = "i.status <> 'started' AND i.learning"
 _OLD_ROW = (
-    "i.started_at < %s AND (%s::text IS NULL OR i.status = 'started' OR (i.changed_xid < %s::text::xid8 "
+    f"i.started_at < %s AND (%s::text IS NULL OR NOT ({_TEACHES}) OR (i.changed_xid < %s::text::xid8 "
     "AND NOT EXISTS (SELECT FROM feedback f WHERE f.inference_id = i.id "
-    "AND f.changed_xid >= %s::text::xid8)))"
+    "AND f.learning AND f.changed_xid >= %s::text::xid8)))"
 )
 _ORPHAN = (
     "f.inference_id > %s AND f.inference_id < %s "

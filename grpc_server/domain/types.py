@@ -123,6 +123,8 @@ class Caller:
     key_id: str
     name: str
     scopes: frozenset[Scope]
+    learning: bool = True  # whether the nights may learn from what it says
+    text: bool = True  # whether the log may keep what it says
 
     def may(self, scope: Scope) -> bool:
         """Whether this caller holds `scope`, or admin."""
@@ -263,6 +265,9 @@ class InferenceStarted:
     session_id: str
     request: JsonObject  # messages, tools, tool_choice, sampling, response_schema as plain JSON
     started_at: datetime
+    learning: bool = True  # whether a night may learn from it
+    text: bool = True  # whether what was said may be kept
+    redacted: Mapping[str, int] = field(default_factory=dict)  # what was found and replaced, by kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +282,7 @@ class InferenceEnded:
     timings: Timings
     error: str
     ended_at: datetime
+    redacted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +306,9 @@ class Feedback:
     score: float | None = None
     comment: str | None = None
     demonstration: Message | None = None
+    learning: bool = True
+    text: bool = True
+    redacted: Mapping[str, int] = field(default_factory=dict)
 
 
 LogRecord = InferenceStarted | InferenceEnded | ServerStarted | Feedback

@@ -58,6 +58,8 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
             caller=who.name,
             key_id=who.key_id,
             created_at=self._now(),
+            learning=who.learning,
+            text=who.text,
             boolean=request.boolean if value == "boolean" else None,
             score=request.score if value == "score" else None,
             comment=request.comment if value == "comment" else None,
