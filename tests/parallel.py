@@ -14,7 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 # By what the files share: a server, real engines.
 GROUPS = {
-    "live-server": ("test_live_server", "test_http_live", "test_evaluate", "test_readme"),
+    "live-server": ("test_live_server", "test_http_live", "test_examples", "test_evaluate", "test_readme"),
     "gateway": ("test_gateway_floods", "test_gateway_faults"),
     "engines": ("test_engine_conformance", "test_engine_processes"),
 }
