@@ -7,6 +7,7 @@
 | `/metrics`             | what it counts                                     | none             |
 | `/v1/chat/completions` | OpenAI's chat completions                          | infer            |
 | `/v1/chat/ws`          | the same over a WebSocket                          | infer            |
+| `/v1/embeddings`       | a vector for each text                             | infer            |
 | `/v1/models`           | aliases; with `models:read` versions too           | infer            |
 
 A page of another origin may not read any of it: there is no CORS header.
@@ -26,6 +27,7 @@ from grpc_server.domain.errors import Exhausted
 from grpc_server.domain.ports import Authenticator, Engine, Routes
 from grpc_server.http.chat_completions import ChatCompletions
 from grpc_server.http.chat_socket import ChatSocket
+from grpc_server.http.embeddings import EmbeddingsEndpoint
 from grpc_server.http.models import Models, refused
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
@@ -63,6 +65,7 @@ def make_app(
     models = Models(engine, routes, authenticator)
     app.router.routes += [
         Route("/v1/chat/completions", ChatCompletions(inference, authenticator), methods=["POST"]),
+        Route("/v1/embeddings", EmbeddingsEndpoint(inference, authenticator), methods=["POST"]),
         WebSocketRoute("/v1/chat/ws", ChatSocket(inference, authenticator)),
         Route("/v1/models", models.every),
         Route("/v1/models/{name:path}", models.one),

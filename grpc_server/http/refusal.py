@@ -58,7 +58,7 @@ STATUSES: dict[type[errors.AgentLoopError], tuple[int, str, str]] = {
 """Of each error: status, and OpenAI's `type` and `code`. A class below takes what its nearest has."""
 
 _UNEXPECTED = (500, "server_error", "internal_error")
-_FIELDS = {"alias": "model", "model_version": "model", "session_id": "user"}
+_FIELDS = {"alias": "model", "model_version": "model", "session_id": "user", "texts": "input"}
 """What a request of OpenAI's calls our fields."""
 
 
@@ -83,9 +83,8 @@ def refusal(error: BaseException) -> Refusal:
         return _made(_UNEXPECTED, f"internal error; the server's log has it as {reference}", None, {})
     kind = next((STATUSES[each] for each in type(error).__mro__ if each in STATUSES), _UNEXPECTED)
     headers = {}
-    wait = getattr(error, "retry_after_seconds", None)
-    if kind[0] in (429, 503) and wait is not None:
-        headers["retry-after"] = str(max(1, math.ceil(wait)))
+    if isinstance(error, errors.Exhausted | errors.Unavailable) and error.retry_after_seconds is not None:
+        headers["retry-after"] = str(max(1, math.ceil(error.retry_after_seconds)))
     if kind[0] == 401:
         headers["www-authenticate"] = "Bearer"
     if kind[0] in (408, 413):

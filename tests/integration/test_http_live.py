@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from typing import Any
 
@@ -55,6 +56,10 @@ def status(server: LiveServer, inference_id: str) -> str:
     raise AssertionError(f"the log has no end of {inference_id}")
 
 
+def cosine(one: list[float], other: list[float]) -> float:
+    return sum(a * b for a, b in zip(one, other, strict=True)) / (math.hypot(*one) * math.hypot(*other))
+
+
 def test_the_real_model_answers_openais_client_and_the_log_has_the_rows(
     live_server: LiveServer, client: openai.OpenAI
 ) -> None:
@@ -87,6 +92,14 @@ def test_the_real_model_is_held_to_a_tool_and_to_a_schema(client: openai.OpenAI)
     form: Any = {"type": "json_schema", "json_schema": {"name": "colour", "schema": schema, "strict": True}}
     answer = create(**options, response_format=form).choices[0].message.content
     assert json.loads(answer)["colour"] in ("red", "blue")
+
+
+def test_the_real_engine_makes_a_vector_of_each_text(client: openai.OpenAI) -> None:
+    texts = ["A red rose.", "A crimson rose.", "Invoice number 7."]
+    made = client.embeddings.create(model="default", input=texts)
+    rose, other, invoice = (each.embedding for each in made.data)
+    assert made.usage.prompt_tokens > len(texts)
+    assert cosine(rose, other) > cosine(rose, invoice)
 
 
 def test_leaving_in_the_middle_stops_the_real_engine(live_server: LiveServer, client: openai.OpenAI) -> None:
