@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from grpc_server.adapters.memory import MemoryAvailable
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.adapters.postgres import PostgresStore
+from grpc_server.adapters.postgres_changes import ROUTES, TOKENS, Read, Watch, changes
 from grpc_server.adapters.redacting_spool import RedactingSpool, read_key
 from grpc_server.adapters.redaction_process import RedactionProcess
 from grpc_server.adapters.routes import CachedRoutes
@@ -81,10 +82,15 @@ async def service(
         metrics.watch_memory(memory, settings.memory_floor)
         await stack.enter_async_context(_gpus(metrics))
         await stack.enter_async_context(_draining(spool, store, metrics))
+        watched: dict[str, Read] = {}
         if authenticator is None:
-            authenticator = await stack.enter_async_context(_authenticator(settings, store))
+            tokens = await stack.enter_async_context(_authenticator(settings, store))
+            authenticator, watched[TOKENS] = tokens, tokens.changed_elsewhere
         if routes is None:
-            routes = await stack.enter_async_context(_routes(settings, store))
+            cached = await stack.enter_async_context(_routes(settings, store))
+            routes, watched[ROUTES] = cached, cached.changed_elsewhere
+        if watched:
+            await stack.enter_async_context(_watching(store, watched))
         await stack.enter_async_context(_routed(settings, engine, routes))
         await _load_routed(settings, engine, routes)
         inference = Inference(
@@ -320,6 +326,18 @@ async def _routes(settings: Settings, store: Any) -> AsyncIterator[CachedRoutes]
         yield routes
     finally:
         await routes.close()
+
+
+@contextlib.asynccontextmanager
+async def _watching(store: PostgresStore, reads: Mapping[str, Read]) -> AsyncIterator[None]:
+    """Read what changes elsewhere as soon as the database tells."""
+    watch = Watch(lambda: changes(store.dsn), reads)
+    task = asyncio.create_task(watch.run(), name="changes elsewhere")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

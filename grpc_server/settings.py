@@ -171,7 +171,8 @@ class Settings(BaseSettings):
         default=2,
         gt=0,
         le=2,  # the read that follows takes up to 3 s (postgres.READ_SECONDS)
-        description="How old tokens and routes may be; a revocation acts within 5 s.",
+        description="How old tokens and routes may be where Postgres cannot tell of a change; then a"
+        " revocation acts within 5 s, else within one.",
     )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: str(v).upper())

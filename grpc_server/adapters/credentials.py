@@ -39,7 +39,8 @@ def new_token(
 class CachedAuthenticator:
     """The Authenticator port, on the tokens that were read last.
 
-    A revocation acts after `refresh_seconds` and the time of one read; an expiry at once. A token that was
+    A revocation acts after `refresh_seconds` and the time of one read, or as soon as `changed_elsewhere` is
+    called; an expiry at once. A token that was
     made just now is known at once, too: who comes with an unknown one waits for a fresh read, and there are
     at most two of these a second. Until the database has answered once, and without a file of an earlier run,
     nobody is let in.
@@ -77,6 +78,10 @@ class CachedAuthenticator:
     async def close(self) -> None:
         """Stop reading."""
         await self._last_known.close()
+
+    async def changed_elsewhere(self) -> None:
+        """Read the tokens anew; returns when that is done, or cannot be done."""
+        await self._last_known.refresh_soon(SOONEST_SECONDS)
 
     async def authenticate(self, token: str) -> Caller:
         """The caller that `token` speaks for.

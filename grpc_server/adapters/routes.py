@@ -11,9 +11,14 @@ from grpc_server.domain.errors import Conflict, NotFound, StoreUnavailable
 from grpc_server.domain.ports import RouteStore
 from grpc_server.domain.types import Route, Target, TargetRole
 
+CHANGED_APART = 0.1
+"""Seconds between two reads at least, however often routes change."""
+
 
 class CachedRoutes:
-    """Routes from memory; a change made here acts at once, one made elsewhere after `refresh_seconds`.
+    """Routes from memory; a change made here acts at once, one made elsewhere within `refresh_seconds`.
+
+    Sooner where somebody calls `changed_elsewhere`, as `postgres_changes.Watch` does.
 
     Args:
         route_store: all routes.
@@ -40,6 +45,10 @@ class CachedRoutes:
     async def close(self) -> None:
         """Stop reading."""
         await self._last_known.close()
+
+    async def changed_elsewhere(self) -> None:
+        """Read them anew; returns when that is done, or cannot be done."""
+        await self._last_known.refresh_soon(CHANGED_APART)
 
     def get(self, alias: str) -> Route:
         """The route of `alias`. Raises NotFound."""

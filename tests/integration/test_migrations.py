@@ -24,6 +24,8 @@ from tests.integration.conftest_log import dsn, empty_dsn, postgres, store
 
 __all__ = ["dsn", "empty_dsn", "postgres", "store"]
 
+HEAD = max(path.name[:4] for path in (migrations.HERE / "versions").glob("0*.py"))
+
 
 HEAD = max(path.stem[:4] for path in (migrations.HERE / "versions").glob("0*.sql"))
 
