@@ -14,6 +14,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 from uuid import UUID
@@ -25,6 +26,7 @@ from grpc_server.domain import rules
 from grpc_server.domain.errors import (
     AgentLoopError,
     Cancelled,
+    EngineFailed,
     EngineUnavailable,
     Exhausted,
     NotFound,
@@ -60,6 +62,9 @@ from grpc_server.uninterrupted import uninterrupted
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+ELSEWHERE = (EngineUnavailable, EngineFailed, NotFound)
+"""Failures that another version of the route may not have. What the caller did wrong is wrong everywhere."""
 
 LATE_COUNT_SECONDS = 2.0
 """What an engine gets to count the prompt of an answer that was cut off. It holds that prompt already."""
@@ -265,7 +270,15 @@ class Inference:
         named = _named(request.model_version)
         return named or rules.choose_target(self._routes.get(request.alias), request.session_id, self._draw())
 
+    def _fallbacks(self, alias: str, chosen: Target) -> tuple[Target, ...]:
+        """Whom to ask in place of `chosen`; nobody in that of a shadow."""
+        if chosen.role is TargetRole.SHADOW:
+            return ()
+        return rules.fallbacks(self._routes.get(alias), chosen)
+
     async def _answer(self, running: Running, request: InferenceRequest, target: Target) -> None:
+        running.asked = target
+        others = () if _named(request.model_version) else self._fallbacks(request.alias, target)
         generation = generation_of(running.caller, request, target.model_version)
         start = InferenceStarted(
             id=self._new_id(),
@@ -283,9 +296,15 @@ class Inference:
         )
         try:
             await uninterrupted(self._accept(running, start))
-            await running.emit(Started(start.id, start.model_version))
             self._ask_shadows(running, request, target)
-            await self._stream(running, request, generation)
+            for other in others:
+                if await self._answered(running, request, start, generation):
+                    break
+                running.asked = other
+            else:
+                # There is no other to ask: whoever is asked now is the one that answers, or nobody does.
+                await self._announce(running, start)
+                await self._stream(running, request, start, generation)
         except BaseException as error:
             if running.accepted:
                 await self._record_failure(running, start, generation, error)
@@ -294,7 +313,7 @@ class Inference:
             self._accepted.pop(start.id, None)
         now = self._monotonic()
         end = running.ended(start, Status.OK, "", running.timings(now))
-        if running.first_token is not None:
+        if running.first_token is not None and not running.failed:
             first = running.first_token - running.placed
             self.admission.times.answered(
                 start.model_version, first, now - running.placed, end.usage.output_tokens
@@ -309,12 +328,35 @@ class Inference:
         self._accepted[start.id] = running
         self._observer.accepted(start)
 
-    async def _stream(self, running: Running, request: InferenceRequest, generation: Generation) -> None:
+    async def _answered(
+        self, running: Running, request: InferenceRequest, start: InferenceStarted, generation: Generation
+    ) -> bool:
+        """Stream the answer of who is asked; False if it failed before its first token."""
+        try:
+            await self._stream(running, request, start, generation)
+        except ELSEWHERE as error:
+            if running.announced:
+                raise
+            running.fail_over(error)
+            return False
+        return True
+
+    async def _announce(self, running: Running, start: InferenceStarted) -> None:
+        """Tell the caller who answers, before anything else."""
+        running.announced = True
+        await running.emit(Started(start.id, running.answering))
+
+    async def _stream(
+        self, running: Running, request: InferenceRequest, start: InferenceStarted, generation: Generation
+    ) -> None:
         """Send text as it comes, but hold back to its end what begins like a tool call."""
         tools = offered_tools(request)
         holding, held = bool(tools), ""
+        generation = replace(generation, model_version=running.answering)
         async with aclosing(self._engine.generate(generation)) as events:
             async for event in events:
+                if not running.announced:
+                    await self._announce(running, start)
                 if isinstance(event, Finished):
                     running.finished = event
                     break
@@ -346,6 +388,7 @@ class Inference:
         status, text = running.failure(error)
         try:
             if status in (Status.CANCELLED, Status.DEADLINE):
+                generation = replace(generation, model_version=running.answering)
                 await uninterrupted(self._count_late(running, generation))
         finally:
             running.end = end = running.ended(start, status, text, timings)

@@ -57,6 +57,12 @@ class Metrics:
             ("alias", "model_version", "target_role", "status", "finish_reason", "error_type"),
             registry=self.registry,
         )
+        self._fallbacks = Counter(
+            "agentloop_fallbacks",
+            "Versions that failed before their first token, so that another one of the route was asked.",
+            ("alias", "model_version", "target_role", "error_type"),
+            registry=self.registry,
+        )
         self._refused = Counter(
             "agentloop_refused",
             "Requests that were not accepted, by the kind of error.",
@@ -65,14 +71,15 @@ class Metrics:
         )
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
-            "From a request's arrival to the end of its answer, unless its caller cancelled, or was wrong.",
+            "From a request's arrival to the end of its answer, unless its caller cancelled, or was wrong, or"
+            " another version failed at it first.",
             models,
             buckets=_DURATION,
             registry=self.registry,
         )
         self._first_token = Histogram(
             "gen_ai_server_time_to_first_token_seconds",
-            "From a request's arrival to the first token of its answer.",
+            "From a request's arrival to the first token of its answer, unless another version failed first.",
             models,
             buckets=_FIRST_TOKEN,
             registry=self.registry,
@@ -179,9 +186,18 @@ class Metrics:
         self.logged()
         reason = "" if end.finish_reason is None else end.finish_reason.value
         kind = type(error).__name__ if end.status is Status.ERROR and error is not None else ""
-        role, status = start.target_role.value, end.status.value
-        alias, version = self._alias(start.alias), start.model_version
+        version, target_role = end.asked(start)
+        role, status, alias = target_role.value, end.status.value, self._alias(start.alias)
         self._series.of(self._inferences, version, alias, version, role, status, reason, kind).inc()
+        for failed in end.attempts[:-1]:
+            name, role = failed.model_version, failed.target_role.value
+            self._series.of(self._fallbacks, name, alias, name, role, failed.error_type).inc()
+        self._series.of(self._tokens, version, version, "input").observe(end.usage.input_tokens)
+        self._series.of(self._tokens, version, version, "output").observe(end.usage.output_tokens)
+        if not end.attempts:  # else much of the time was that of a version that failed
+            self._timed(alias, version, end, error)
+
+    def _timed(self, alias: str, version: str, end: InferenceEnded, error: BaseException | None) -> None:
         # How long it took was the caller's choice, or mistake, and not the model's.
         if end.status is not Status.CANCELLED and not isinstance(error, InvalidArgument):
             self._series.of(self._duration, version, alias, version).observe(end.timings.total_ms / 1000)
@@ -191,8 +207,6 @@ class Metrics:
                 seconds = (end.timings.total_ms - end.timings.ttft_ms) / 1000
                 per_token = seconds / (end.usage.output_tokens - 1)
                 self._series.of(self._per_token, version, alias, version).observe(per_token)
-        self._series.of(self._tokens, version, version, "input").observe(end.usage.input_tokens)
-        self._series.of(self._tokens, version, version, "output").observe(end.usage.output_tokens)
 
     def _alias(self, alias: str) -> str:
         """Beside routes' aliases, those that an administrator wrote who named a version: any text."""

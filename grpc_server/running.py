@@ -12,6 +12,7 @@ from grpc_server.domain.errors import AgentLoopError, Cancelled, DeadlineExceede
 from grpc_server.domain.plain import message_to_plain
 from grpc_server.domain.ports import Finished, Piece
 from grpc_server.domain.types import (
+    Attempt,
     Caller,
     ChatEvent,
     EmbedRequest,
@@ -23,6 +24,7 @@ from grpc_server.domain.types import (
     Priority,
     Role,
     Status,
+    Target,
     Timings,
     ToolCall,
     Usage,
@@ -41,7 +43,8 @@ class Running:
     """One request on its way, and what is known of its answer so far. Times are `monotonic` seconds.
 
     `answers` is false where tokens are only counted, or vectors made. `stopped` is the error that ends it
-    from outside: a shutdown, or a cancellation by its id.
+    from outside: a shutdown, or a cancellation by its id. `asked` is who is to answer, after those that
+    `failed`; `announced` is whether the caller has been told.
     """
 
     caller: Caller
@@ -57,12 +60,20 @@ class Running:
     stopped: AgentLoopError | None = None
     placed: float = 0.0
     accepted: bool = False
+    asked: Target | None = None
+    failed: list[Attempt] = field(default_factory=list)
+    announced: bool = False
     text: list[str] = field(default_factory=list)
     call: ToolCall | None = None
     first_token: float | None = None
     counted: Usage = field(default_factory=Usage)
     finished: Finished | None = None
     end: InferenceEnded | None = None
+
+    @property
+    def answering(self) -> str:
+        """The model version that is asked, or was last."""
+        return "" if self.asked is None else self.asked.model_version
 
     def stop(self, error: AgentLoopError) -> None:
         """End it now, with `error`."""
@@ -78,6 +89,18 @@ class Running:
             self.first_token = now
         self.text.append(piece.text)
         self.counted = piece.usage or Usage(self.counted.input_tokens, len(self.text))
+
+    def fail_over(self, error: AgentLoopError) -> None:
+        """Whoever was asked has failed, and another is to be."""
+        if self.asked is not None:
+            name, role = self.asked.model_version, self.asked.role
+            self.failed.append(Attempt(name, role, type(error).__name__, str(error)))
+
+    def attempts(self) -> tuple[Attempt, ...]:
+        """Everyone who was asked, if that was more than one."""
+        if not self.failed or self.asked is None:
+            return ()
+        return (*self.failed, Attempt(self.asked.model_version, self.asked.role))
 
     def message(self) -> Message:
         """The answer, or what there is of it."""
@@ -129,6 +152,7 @@ class Running:
             error=error,
             # Not a second look at the clock, which may have been set back meanwhile.
             ended_at=self.started_at + timedelta(milliseconds=timings.total_ms),
+            attempts=self.attempts(),
         )
 
     def failure(self, error: BaseException) -> tuple[Status, str]:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from uuid6 import uuid7
 
 from grpc_server.domain.types import (
+    Attempt,
     Feedback,
     FinishReason,
     InferenceEnded,
@@ -97,6 +98,13 @@ starts = st.builds(
     request=json_objects,
     started_at=moments,
 )
+attempts = st.builds(
+    Attempt,
+    model_version=text.filter(bool),
+    target_role=st.sampled_from(TargetRole),
+    error_type=text,
+    error=text,
+)
 ends = st.builds(
     InferenceEnded,
     id=st.uuids(),
@@ -107,6 +115,7 @@ ends = st.builds(
     timings=st.builds(Timings, milliseconds, st.none() | milliseconds, milliseconds),
     error=text,
     ended_at=moments,
+    attempts=st.lists(attempts, max_size=3).map(tuple),
 )
 messages = st.builds(
     Message,

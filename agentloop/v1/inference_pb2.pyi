@@ -406,7 +406,9 @@ Global___Timings: _TypeAlias = Timings  # noqa: Y015
 
 @_typing.final
 class Started(_message.Message):
-    """Started is the first event of a stream: the request is accepted and will be in the log."""
+    """Started is the first event of a stream: the request is accepted and will be in the log. Where another version
+    of the route could answer if the first fails, it comes with the first token; else at once.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from grpc_server.adapters.postgres_text import from_text, to_json, to_text
-from grpc_server.adapters.record_json import record_to_json
+from grpc_server.adapters.record_json import attempts_to_plain, record_to_json
 from grpc_server.adapters.spool_frame import Corrupt
 from grpc_server.domain.errors import AlreadyExists, Conflict, StoreUnavailable
 from grpc_server.domain.plain import message_to_plain
@@ -327,8 +327,9 @@ _INSERT_START = (
 # An answer that is null is one that was aborted by the start of a server: the end itself knows better.
 _UPDATE_END = (
     "UPDATE inference SET status = %s, finish_reason = %s, answer = %s, error = %s, input_tokens = %s, "
-    "output_tokens = %s, queue_ms = %s, ttft_ms = %s, total_ms = %s, ended_at = %s, "
-    "answer_redacted = %s, changed_xid = pg_current_xact_id() WHERE id = %s AND answer IS NULL"
+    "output_tokens = %s, queue_ms = %s, ttft_ms = %s, total_ms = %s, ended_at = %s, answer_redacted = %s, "
+    "attempts = %s, model_version = COALESCE(%s, model_version), target_role = COALESCE(%s, target_role), "
+    "changed_xid = pg_current_xact_id() WHERE id = %s AND answer IS NULL"
 )
 
 _INSERT_FEEDBACK = (
@@ -356,6 +357,7 @@ def _start_row(record: InferenceStarted) -> tuple[Any, ...]:
 
 
 def _end_row(record: InferenceEnded) -> tuple[Any, ...]:
+    last = record.attempts[-1] if record.attempts else None
     return (
         record.status.value,
         None if record.finish_reason is None else record.finish_reason.value,
@@ -368,6 +370,9 @@ def _end_row(record: InferenceEnded) -> tuple[Any, ...]:
         record.timings.total_ms,
         record.ended_at,
         _found(record.redacted),
+        to_json(attempts_to_plain(record.attempts)),
+        None if last is None else to_text(last.model_version),
+        None if last is None else last.target_role.value,
         record.id,
     )
 

@@ -7,13 +7,14 @@ with `less`, cut by lines, and written in any locale. `type` names the record.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from grpc_server.domain.plain import message_from_plain, message_to_plain, plain
 from grpc_server.domain.types import (
+    Attempt,
     Feedback,
     FinishReason,
     InferenceEnded,
@@ -86,6 +87,7 @@ def _to_plain(record: LogRecord) -> dict[str, Any]:
                 "error": record.error,
                 "ended_at": _moment(record.ended_at),
                 "redacted": plain(record.redacted),
+                "attempts": attempts_to_plain(record.attempts),
             }
         case ServerStarted():
             return {
@@ -111,6 +113,19 @@ def _to_plain(record: LogRecord) -> dict[str, Any]:
                 "text": record.text,
                 "redacted": plain(record.redacted),
             }
+
+
+def attempts_to_plain(attempts: Sequence[Attempt]) -> list[dict[str, str]]:
+    """A list of `{"model_version", "target_role", "error_type", "error"}`, all keys always there."""
+    return [
+        {
+            "model_version": attempt.model_version,
+            "target_role": attempt.target_role.value,
+            "error_type": attempt.error_type,
+            "error": attempt.error,
+        }
+        for attempt in attempts
+    ]
 
 
 def _moment(value: datetime) -> str:
@@ -149,6 +164,13 @@ def _inference_ended(value: Mapping[str, Any]) -> LogRecord:
         error=value["error"],
         ended_at=datetime.fromisoformat(value["ended_at"]),
         redacted=value["redacted"],
+        attempts=tuple(_attempt(attempt) for attempt in value["attempts"]),
+    )
+
+
+def _attempt(value: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        value["model_version"], TargetRole(value["target_role"]), value["error_type"], value["error"]
     )
 
 

@@ -236,6 +236,20 @@ def stable_target(route: Route) -> Target:
     return next(target for target in route.targets if target.role is TargetRole.STABLE)
 
 
+def fallbacks(route: Route, chosen: Target) -> tuple[Target, ...]:
+    """Whom to ask, in this order, if `chosen` fails before its first token: what else serves the alias.
+
+    Not a shadow, and not what has no weight: that was taken out of service.
+    """
+    return tuple(
+        target
+        for target in route.targets
+        if target.role is not TargetRole.SHADOW
+        and target.weight > 0
+        and target.model_version != chosen.model_version
+    )
+
+
 def choose_shadows(route: Route, draw: float) -> list[Target]:
     """The shadows that are asked too, each for its share of requests; `draw` is random, in [0, 1)."""
     return [

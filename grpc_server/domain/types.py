@@ -271,8 +271,22 @@ class InferenceStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One model version that was asked. `error_type` is the name of one of `domain.errors`."""
+
+    model_version: str
+    target_role: TargetRole
+    error_type: str = ""
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class InferenceEnded:
-    """The end record. `answer` is the message as plain JSON (content, tool_calls), partial if cut off."""
+    """The end record. `answer` is the message as plain JSON (content, tool_calls), partial if cut off.
+
+    `attempts` is empty where only the start record's version was asked. Where that one failed before its
+    first token, they are all that were asked, in this order; the answer, or the end, is that of the last.
+    """
 
     id: UUID
     status: Status
@@ -283,6 +297,12 @@ class InferenceEnded:
     error: str
     ended_at: datetime
     redacted: Mapping[str, int] = field(default_factory=dict)
+    attempts: tuple[Attempt, ...] = ()
+
+    def asked(self, start: InferenceStarted) -> tuple[str, TargetRole]:
+        """Whose answer, or end, this is: the model version, and what it was to the route."""
+        last = self.attempts[-1] if self.attempts else start
+        return last.model_version, last.target_role
 
 
 @dataclass(frozen=True, slots=True)

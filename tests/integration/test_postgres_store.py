@@ -21,10 +21,12 @@ from grpc_server.adapters import postgres as postgres_module
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.postgres import ERRORS, PostgresStore, translate
 from grpc_server.adapters.postgres_text import from_text
+from grpc_server.adapters.record_json import attempts_to_plain
 from grpc_server.adapters.spool_frame import Corrupt
 from grpc_server.domain.errors import StoreUnavailable
 from grpc_server.domain.plain import plain
 from grpc_server.domain.types import (
+    Attempt,
     Feedback,
     InferenceStarted,
     LogRecord,
@@ -32,6 +34,7 @@ from grpc_server.domain.types import (
     Role,
     ServerStarted,
     Status,
+    TargetRole,
     Timings,
     Usage,
 )
@@ -89,6 +92,23 @@ async def test_an_inference_and_its_feedback_make_one_row_of_the_log(store: Post
     ]
     assert row["feedback"][3]["demonstration"]["content"] == "better"
     assert datetime.fromisoformat(row["feedback"][0]["created_at"]) == make.NOON
+
+
+async def test_a_row_names_the_version_that_answered_and_those_that_failed(
+    store: PostgresStore, dsn: str
+) -> None:
+    start = make.started(model_version="gemma:new", target_role=TargetRole.CANARY)
+    attempts = (
+        Attempt("gemma:new", TargetRole.CANARY, "EngineUnavailable", "it is down\0"),
+        Attempt("gemma:base", TargetRole.STABLE),
+    )
+    await store.store([start])
+    assert query(dsn, "SELECT model_version, target_role FROM inference") == [("gemma:new", "canary")]
+    await store.store([make.ended(start.id, attempts=attempts)])
+    (row,) = log(dsn)
+    assert (row["model_version"], row["target_role"]) == ("gemma:base", "stable")
+    ((stored,),) = query(dsn, "SELECT attempts FROM inference")
+    assert stored == attempts_to_plain(attempts)
 
 
 async def test_an_inference_is_in_the_log_once_it_has_ended(store: PostgresStore, dsn: str) -> None:

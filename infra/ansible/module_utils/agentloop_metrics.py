@@ -85,7 +85,7 @@ class Figures:
     """What one model version did: counts of requests, and how long they took (seconds)."""
 
     requests: int = 0  # those that ended well or failed; not those that their callers cancelled
-    failed: int = 0
+    failed: int = 0  # those too for which another version answered in the end
     cancelled: int = 0
     mistaken: int = 0  # as the prompt was too long, or the schema too much; not of the requests
     answered: int = 0
@@ -158,6 +158,10 @@ def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Fi
                 status = _end(labels)
                 ends[status] = ends.get(status, 0.0) + value
                 cut += value if status == "ok" and labels.get("finish_reason") == "length" else 0.0
+        elif name == "agentloop_fallbacks_total":
+            mine = labels.get("alias") == alias and labels.get("model_version") == model_version
+            if mine and labels.get("target_role") != "shadow":
+                ends["error"] = ends.get("error", 0.0) + value
         elif labels.get("gen_ai_response_model") != model_version:
             continue
         elif name == "gen_ai_client_token_usage_sum":
