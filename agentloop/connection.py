@@ -25,6 +25,13 @@ import grpc.aio
 
 from agentloop.errors import ConfigurationError
 
+try:  # at once: an import within a call could meet an installation half-way
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+except ImportError:  # it is not among what the client needs
+    _W3C = None
+else:
+    _W3C = TraceContextTextMapPropagator()
+
 DEFAULT_SERVER = "127.0.0.1:50051"
 _LOOPBACK = re.compile(r"(?:127(?:\.\d+){3}|localhost|\[::1\])(?::\d+)?|unix(?:-abstract)?:.+", re.IGNORECASE)
 _OPTIONS = (
@@ -51,9 +58,9 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries."""
+        """What each call carries: the token, and the trace of its caller where there is one."""
         token = self.token
-        return (("authorization", f"Bearer {token}"),) if token else ()
+        return ((("authorization", f"Bearer {token}"),) if token else ()) + _trace()
 
     def open(self) -> grpc.Channel:
         """A channel for `Client`."""
@@ -66,6 +73,15 @@ class Connection:
         if self.tls:
             return grpc.aio.secure_channel(self.target, grpc.ssl_channel_credentials(self.ca_pem), _OPTIONS)
         return grpc.aio.insecure_channel(self.target, _OPTIONS)
+
+
+def _trace() -> tuple[tuple[str, str], ...]:
+    """`traceparent` (W3C Trace Context) of the current span, if OpenTelemetry is installed and one runs."""
+    if _W3C is None:
+        return ()
+    carrier: dict[str, str] = {}
+    _W3C.inject(carrier)
+    return (("traceparent", carrier["traceparent"]),) if "traceparent" in carrier else ()
 
 
 def connection(

@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from opentelemetry.trace import Tracer
+
 from grpc_server.domain.errors import (
     CallerQueueFull,
     CannotFinish,
@@ -29,6 +31,7 @@ from grpc_server.domain.errors import (
 from grpc_server.domain.fair_queue import FairQueue, NoRoomError
 from grpc_server.domain.service_times import ServiceTimes
 from grpc_server.domain.types import EmbedRequest, GenerateRequest, InferenceRequest, Priority
+from grpc_server.tracing import silent, spanning
 
 BATCH_EVERY = 8
 """Of so many places that become free while batch requests wait, one is for them: they never starve."""
@@ -101,6 +104,7 @@ class Admission:
         memory_available: bytes that this machine has left for us; None where nobody looks.
         memory_floor: with fewer bytes than these, nothing new begins.
         monotonic: the clock, in seconds.
+        tracer: has a span for each wait.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class Admission:
         memory_available: Callable[[], int] | None = None,
         memory_floor: int = 0,
         monotonic: Callable[[], float] = time.monotonic,
+        tracer: Tracer | None = None,
     ) -> None:
         self.times = ServiceTimes(monotonic)
         self.on_wait: Callable[[Priority, float], None] = lambda *_: None
@@ -123,6 +128,7 @@ class Admission:
         self._memory_available = memory_available
         self._memory_floor = memory_floor
         self._monotonic = monotonic
+        self._tracer = tracer or silent()
         per_caller = max(1, queue_size // 2) if queue_per_caller is None else queue_per_caller
         self._queues = {priority: FairQueue[_Waiter](queue_size, per_caller) for priority in Priority}
         self._in_a_row = 0  # interactive requests that went before waiting batch ones
@@ -157,7 +163,8 @@ class Admission:
             DeadlineExceeded: the deadline is too short even for an idle engine.
         """
         ask, arrived = ask or Ask(), self._monotonic()
-        await self._take(ask, wait)
+        with spanning(self._tracer, "queue", attributes={"agentloop.priority": ask.priority.value}):
+            await self._take(ask, wait)
         place = Place(self._monotonic())
         self.on_wait(ask.priority, place.since - arrived)
         try:

@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from opentelemetry.trace import Tracer
+
 from grpc_server import migrations
 from grpc_server.adapters.credentials import CachedAuthenticator
 from grpc_server.adapters.embedded import EmbeddedEngine
@@ -21,12 +23,14 @@ from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.memory import MemoryAvailable
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.ollama_process import OllamaProcess
+from grpc_server.adapters.otlp import tracing
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.postgres_changes import ROUTES, TOKENS, Read, Watch, changes
 from grpc_server.adapters.redacting_spool import RedactingSpool, read_key
 from grpc_server.adapters.redaction_process import RedactionProcess
 from grpc_server.adapters.routes import CachedRoutes
 from grpc_server.adapters.spool import FileSpool
+from grpc_server.adapters.traced import traced_engine, traced_spool, traced_store
 from grpc_server.admission import Admission
 from grpc_server.domain.errors import AgentLoopError, Conflict
 from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
@@ -59,6 +63,7 @@ async def service(
     authenticator: Authenticator | None = None,
     routes: Routes | None = None,
     metrics: Metrics | None = None,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[Running]:
     """A whole server, of the settings' parts where none is given; closes what it opened.
 
@@ -69,6 +74,10 @@ async def service(
     settings.state_dir.mkdir(parents=True, exist_ok=True)
     metrics = metrics or Metrics()
     async with contextlib.AsyncExitStack() as stack:
+        if tracer is None:
+            tracer = await stack.enter_async_context(
+                tracing(settings.otlp_endpoint, settings.trace_share, settings.server_id)
+            )
         if store is None:
             store = await stack.enter_async_context(_postgres(settings, migrate=migrate))
             await stack.enter_async_context(_upkeep(settings, store.dsn, metrics).running())
@@ -81,7 +90,7 @@ async def service(
         memory = MemoryAvailable()
         metrics.watch_memory(memory, settings.memory_floor)
         await stack.enter_async_context(_gpus(metrics))
-        await stack.enter_async_context(_draining(spool, store, metrics))
+        await stack.enter_async_context(_draining(spool, store, metrics, tracer))
         watched: dict[str, Read] = {}
         if authenticator is None:
             tokens = await stack.enter_async_context(_authenticator(settings, store))
@@ -93,9 +102,10 @@ async def service(
             await stack.enter_async_context(_watching(store, watched))
         await stack.enter_async_context(_routed(settings, engine, routes))
         await _load_routed(settings, engine, routes)
+        traced = traced_spool(recorded, tracer)
         inference = Inference(
-            engine,
-            recorded,
+            traced_engine(engine, tracer),
+            traced,
             routes,
             metrics,
             admission=Admission(
@@ -105,6 +115,7 @@ async def service(
                 queue_seconds=settings.queue_seconds,
                 memory_available=memory,
                 memory_floor=settings.memory_floor,
+                tracer=tracer,
             ),
             server_id=settings.server_id,
             default_deadline_seconds=settings.default_deadline_seconds,
@@ -114,11 +125,12 @@ async def service(
                 settings,
                 inference=inference,
                 engine=engine,
-                spool=recorded,
+                spool=traced,
                 routes=routes,
                 authenticator=authenticator,
                 check_store=store.check,
                 metrics=metrics,
+                tracer=tracer,
             )
         )
         stack.enter_context(_announced(settings.state_dir / "server.json", running))
@@ -292,10 +304,14 @@ async def _redacting(settings: Settings, spool: Spool, metrics: Metrics) -> Asyn
 
 
 @contextlib.asynccontextmanager
-async def _draining(spool: Any, store: Any, metrics: Metrics) -> AsyncIterator[Drain]:
+async def _draining(spool: Any, store: Any, metrics: Metrics, tracer: Tracer) -> AsyncIterator[Drain]:
     """Store what the spool holds, all the while, and at the end what is left of it."""
     drain = Drain(
-        spool, store, dead_letters=store, stored=metrics.stored, dead_lettered=metrics.dead_lettered
+        spool,
+        traced_store(store, tracer),
+        dead_letters=store,
+        stored=metrics.stored,
+        dead_lettered=metrics.dead_lettered,
     )
     task = asyncio.create_task(drain.run(), name="drain")
     try:

@@ -9,6 +9,8 @@ import traceback
 from datetime import UTC, datetime
 from typing import TextIO
 
+from opentelemetry import trace
+
 from grpc_server.domain.errors import AgentLoopError
 
 _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color_message", "taskName"}
@@ -16,6 +18,8 @@ _OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "colo
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: at, level, logger, message, whatever `extra` gave, error and traceback.
+
+    In a call whose caller named a trace, or that is recorded, also trace_id and span_id.
 
     Of an error that is not ours only the kind is written: its text may quote what someone wrote.
     """
@@ -28,6 +32,10 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
+        span = trace.get_current_span().get_span_context()
+        if span.is_valid:
+            line["trace_id"] = trace.format_trace_id(span.trace_id)
+            line["span_id"] = trace.format_span_id(span.span_id)
         line.update({key: value for key, value in vars(record).items() if key not in _OWN})
         if record.exc_info and record.exc_info[1] is not None:
             line["error"] = _kind(record.exc_info[1])

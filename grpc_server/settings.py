@@ -174,6 +174,14 @@ class Settings(BaseSettings):
         description="How old tokens and routes may be where Postgres cannot tell of a change; then a"
         " revocation acts within 5 s, else within one.",
     )
+    otlp_endpoint: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s]+)?$",
+        description="An OpenTelemetry collector (gRPC), http://127.0.0.1:4317; empty: no span leaves.",
+    )
+    trace_share: float = Field(
+        default=1, ge=0, le=1, description="Of the calls whose callers have no trace, those that get one."
+    )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: str(v).upper())
     ] = Field(default="INFO", description="The least severe log line that is written.")

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
+from opentelemetry.trace import Tracer
 
 from agentloop.v1 import (
     feedback_pb2,
@@ -28,6 +29,7 @@ from grpc_server.http.listener import join_address, listening
 from grpc_server.inference import Inference
 from grpc_server.interceptors.auth import AuthInterceptor
 from grpc_server.interceptors.errors import ErrorInterceptor
+from grpc_server.interceptors.tracing import TraceInterceptor
 from grpc_server.metrics import Metrics
 from grpc_server.readiness import Readiness
 from grpc_server.servicers.feedback import FeedbackServicer
@@ -35,6 +37,7 @@ from grpc_server.servicers.health import HealthServicer
 from grpc_server.servicers.inference import InferenceServicer
 from grpc_server.servicers.models import ModelServicer
 from grpc_server.settings import Settings, is_loopback, split_address
+from grpc_server.tracing import silent
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ async def listen(
     authenticator: Authenticator,
     check_store: Callable[[], Awaitable[object]],
     metrics: Metrics,
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[Running]:
     """Take calls while the block runs. Then: NOT_SERVING, streams finish or end, listeners close.
 
@@ -92,6 +96,7 @@ async def listen(
         OSError: if an address cannot be had.
     """
     refuse_plaintext(settings)
+    tracer = tracer or silent()
     admission = inference.admission
     metrics.watch(spool=spool.state, admission=admission)
     readiness = Readiness(engine, spool, routes, check_store)
@@ -104,10 +109,12 @@ async def listen(
             engine=engine,
             routes=routes,
             authenticator=authenticator,
+            tracer=tracer,
         )
         http_address = await stack.enter_async_context(listening(app, settings.http_address))
         listener = grpc.aio.server(
-            options=OPTIONS, interceptors=[ErrorInterceptor(), AuthInterceptor(authenticator)]
+            options=OPTIONS,
+            interceptors=[TraceInterceptor(tracer), ErrorInterceptor(), AuthInterceptor(authenticator)],
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(inference, unread_seconds=settings.unread_seconds), listener

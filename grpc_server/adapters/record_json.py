@@ -71,6 +71,7 @@ def _to_plain(record: LogRecord) -> dict[str, Any]:
                 "learning": record.learning,
                 "text": record.text,
                 "redacted": plain(record.redacted),
+                "traceparent": record.traceparent,
             }
         case InferenceEnded():
             return {
@@ -149,6 +150,7 @@ def _inference_started(value: Mapping[str, Any]) -> LogRecord:
         learning=value["learning"],
         text=value["text"],
         redacted=value["redacted"],
+        traceparent=value["traceparent"],
     )
 
 

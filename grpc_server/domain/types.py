@@ -268,6 +268,8 @@ class InferenceStarted:
     learning: bool = True  # whether a night may learn from it
     text: bool = True  # whether what was said may be kept
     redacted: Mapping[str, int] = field(default_factory=dict)  # what was found and replaced, by kind
+    traceparent: str = ""
+    """The span in whose trace it was asked (W3C Trace Context), where traces are recorded."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from dataclasses import asdict
 
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from opentelemetry.trace import Tracer
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -29,9 +30,11 @@ from grpc_server.http.chat_completions import ChatCompletions
 from grpc_server.http.chat_socket import ChatSocket
 from grpc_server.http.embeddings import EmbeddingsEndpoint
 from grpc_server.http.models import Models, refused
+from grpc_server.http.tracing import Traced
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.readiness import Readiness
+from grpc_server.tracing import silent
 
 MAX_OPEN = 512
 """Requests and sockets of callers at once; the listener takes more, so that health and metrics have room."""
@@ -45,6 +48,7 @@ def make_app(
     engine: Engine,
     routes: Routes,
     authenticator: Authenticator,
+    tracer: Tracer | None = None,
 ) -> FastAPI:
     """The app. Its own documentation pages are off: they would load scripts from elsewhere."""
     app = FastAPI(title="agent-loop", docs_url=None, redoc_url=None, openapi_url=None)
@@ -71,6 +75,7 @@ def make_app(
         Route("/v1/models/{name:path}", models.one),
     ]
     app.add_middleware(Bounded)
+    app.add_middleware(Traced, tracer=tracer or silent())
     return app
 
 

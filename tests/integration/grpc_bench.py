@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from opentelemetry.trace import Tracer
 
 from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2_grpc
+from grpc_server.adapters.traced import traced_engine, traced_spool
 from grpc_server.admission import Admission
 from grpc_server.domain.types import Caller, Scope
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.settings import Settings
+from grpc_server.tracing import silent
 from grpc_server.transports import Running, listen
 from tests.fakes import FakeAuthenticator, FakeEngine, FakeLogStore, FakeRoutes, FakeSpool
 
@@ -47,6 +50,7 @@ class Bench:
     queue_size: int = 64
     running: Running | None = None
     inference: Any = None
+    tracer: Tracer | None = None
     listeners: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
     channel: Any = None
     chat_stub: Any = None
@@ -64,12 +68,14 @@ class Bench:
                 **self.settings,
             }
         )
+        tracer = self.tracer or silent()
+        spool = traced_spool(self.spool, tracer)
         inference = self.inference = Inference(
-            self.engine,
-            self.spool,
+            traced_engine(self.engine, tracer),
+            spool,
             self.routes,
             self.metrics,
-            admission=Admission(self.engine.parallel, queue_size=self.queue_size),
+            admission=Admission(self.engine.parallel, queue_size=self.queue_size, tracer=tracer),
             default_deadline_seconds=settings.default_deadline_seconds,
         )
         self.listeners = contextlib.AsyncExitStack()
@@ -79,11 +85,12 @@ class Bench:
                     settings,
                     inference=inference,
                     engine=self.engine,
-                    spool=self.spool,
+                    spool=spool,
                     routes=self.routes,
                     authenticator=self.authenticator,
                     check_store=self.store.check,
                     metrics=self.metrics,
+                    tracer=tracer,
                 )
             )
             async with grpc.aio.insecure_channel(self.running.grpc_address) as self.channel:
