@@ -110,6 +110,7 @@ async def listen(
             routes=routes,
             authenticator=authenticator,
             tracer=tracer,
+            unread_seconds=settings.unread_seconds,
         )
         http_address = await stack.enter_async_context(listening(app, settings.http_address))
         listener = grpc.aio.server(

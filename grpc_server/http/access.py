@@ -22,6 +22,8 @@ BODY_SECONDS = 30.0
 """What a body gets to arrive."""
 LARGE_BYTES = 8192
 """A body from here on is read in a thread, as that may take long enough for other streams to notice."""
+UNREAD_SECONDS = 30.0
+"""How long a caller may leave a piece of its answer unread, where the settings say nothing else."""
 DEADLINE_HEADER = "x-deadline-seconds"
 MAX_DEADLINE_SECONDS = 86400.0
 
@@ -115,6 +117,15 @@ def _parse(what: str, text: bytes | str) -> JsonObject:
 
 def _too_large() -> BodyTooLarge:
     return BodyTooLarge(f"the body has more than {MAX_BODY_BYTES} bytes; send less text")
+
+
+async def taken(send: Awaitable[None], seconds: float) -> None:
+    """Await a `send`. Raises CancelledError if the caller takes nothing for so long: as if it had gone."""
+    try:
+        async with asyncio.timeout(seconds):
+            await send
+    except TimeoutError as error:
+        raise asyncio.CancelledError from error
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

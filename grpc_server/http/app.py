@@ -26,6 +26,7 @@ from starlette.websockets import WebSocket
 
 from grpc_server.domain.errors import Exhausted
 from grpc_server.domain.ports import Authenticator, Engine, Routes
+from grpc_server.http.access import UNREAD_SECONDS
 from grpc_server.http.chat_completions import ChatCompletions
 from grpc_server.http.chat_socket import ChatSocket
 from grpc_server.http.embeddings import EmbeddingsEndpoint
@@ -49,6 +50,7 @@ def make_app(
     routes: Routes,
     authenticator: Authenticator,
     tracer: Tracer | None = None,
+    unread_seconds: float = UNREAD_SECONDS,
 ) -> FastAPI:
     """The app. Its own documentation pages are off: they would load scripts from elsewhere."""
     app = FastAPI(title="agent-loop", docs_url=None, redoc_url=None, openapi_url=None)
@@ -67,10 +69,11 @@ def make_app(
         return Response(metrics.text(), media_type=metrics.content_type)
 
     models = Models(engine, routes, authenticator)
+    completions = ChatCompletions(inference, authenticator, unread_seconds)
     app.router.routes += [
-        Route("/v1/chat/completions", ChatCompletions(inference, authenticator), methods=["POST"]),
+        Route("/v1/chat/completions", completions, methods=["POST"]),
         Route("/v1/embeddings", EmbeddingsEndpoint(inference, authenticator), methods=["POST"]),
-        WebSocketRoute("/v1/chat/ws", ChatSocket(inference, authenticator)),
+        WebSocketRoute("/v1/chat/ws", ChatSocket(inference, authenticator, unread_seconds)),
         Route("/v1/models", models.every),
         Route("/v1/models/{name:path}", models.one),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
@@ -12,7 +13,15 @@ from starlette.types import Receive, Scope, Send
 from grpc_server.domain import types
 from grpc_server.domain.ports import Authenticator
 from grpc_server.domain.types import ChatEvent
-from grpc_server.http.access import caller_of, deadline_of, read_body, understood, unless_gone
+from grpc_server.http.access import (
+    UNREAD_SECONDS,
+    caller_of,
+    deadline_of,
+    read_body,
+    taken,
+    understood,
+    unless_gone,
+)
 from grpc_server.http.completion_answer import CompletionAnswer
 from grpc_server.http.completion_request import Asked, completion_request
 from grpc_server.http.refusal import Refusal, refusal
@@ -34,14 +43,17 @@ _STREAM_HEADERS = {
 class ChatCompletions:
     """The ASGI endpoint."""
 
-    def __init__(self, inference: Inference, authenticator: Authenticator) -> None:
+    def __init__(
+        self, inference: Inference, authenticator: Authenticator, unread_seconds: float = UNREAD_SECONDS
+    ) -> None:
         self._inference = inference
         self._authenticator = authenticator
+        self._unread_seconds = unread_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a caller who goes away meanwhile cancels it."""
         request = Request(scope, receive)
-        out = _Out(send)
+        out = _Out(send, self._unread_seconds)
         try:
             caller = await caller_of(request.headers, self._authenticator, types.Scope.INFER)
             seconds = deadline_of(request.headers)
@@ -60,8 +72,9 @@ class ChatCompletions:
 class _Out:
     """Writes the response: its head when the first event comes, as until then it may still be an error."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, unread_seconds: float) -> None:
         self._send = send
+        self._unread_seconds = unread_seconds
         self._answer = CompletionAnswer()
         self._stream = False
         self._begun = False
@@ -72,10 +85,12 @@ class _Out:
         self._answer = CompletionAnswer(include_usage=asked.include_usage)
 
     async def emit(self, event: ChatEvent) -> None:
-        """Take one event, and if it is a stream send it; waits for a slow reader."""
+        """Take one event, and if it is a stream send it; waits for a slow reader, but not for ever."""
         chunks = self._answer.take(event)
-        if not self._stream:
-            return
+        if self._stream:
+            await taken(self._chunks(chunks), self._unread_seconds)
+
+    async def _chunks(self, chunks: Sequence[Any]) -> None:
         if not self._begun:
             await self._head(200, _STREAM_HEADERS)
         await self._body(b"".join(_event(chunk) for chunk in chunks), more=True)

@@ -29,7 +29,16 @@ from grpc_server.domain.errors import DeadlineExceeded, InvalidArgument
 from grpc_server.domain.plain import plain
 from grpc_server.domain.ports import Authenticator
 from grpc_server.domain.types import Caller, ChatEvent, Completed, JsonObject, Started, TextDelta, ToolCall
-from grpc_server.http.access import bearer, caller_of, checked_deadline, deadline_of, understood, unless_gone
+from grpc_server.http.access import (
+    UNREAD_SECONDS,
+    bearer,
+    caller_of,
+    checked_deadline,
+    deadline_of,
+    taken,
+    understood,
+    unless_gone,
+)
 from grpc_server.http.completion_request import completion_request, refuse_left
 from grpc_server.http.fields import Fields
 from grpc_server.http.models import refused
@@ -48,9 +57,12 @@ Made = TypeVar("Made")
 class ChatSocket:
     """The ASGI endpoint."""
 
-    def __init__(self, inference: Inference, authenticator: Authenticator) -> None:
+    def __init__(
+        self, inference: Inference, authenticator: Authenticator, unread_seconds: float = UNREAD_SECONDS
+    ) -> None:
         self._inference = inference
         self._authenticator = authenticator
+        self._unread_seconds = unread_seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; a caller who goes away meanwhile cancels it."""
@@ -86,7 +98,8 @@ class ChatSocket:
     async def _answered(self, socket: WebSocket, caller: Caller, seconds: float | None) -> None:
         async def emit(event: ChatEvent) -> None:
             try:
-                await socket.send_text(json.dumps(event_json(event), ensure_ascii=False))
+                text = json.dumps(event_json(event), ensure_ascii=False)
+                await taken(socket.send_text(text), self._unread_seconds)
             except WebSocketDisconnect as error:  # the caller has gone, and we are not yet cancelled
                 raise asyncio.CancelledError from error
 

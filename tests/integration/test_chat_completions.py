@@ -354,6 +354,21 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
             writer.close()
 
 
+async def test_a_reader_that_takes_nothing_gives_its_place_back(tmp_path: Path) -> None:
+    engine = FakeEngine(["x" * 100_000] * 200)
+    body = json.dumps({"model": "default", "messages": HELLO, "stream": True, "max_tokens": 8192}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer al_infer\r\n"
+    async with Bench(engine, settings={"unread_seconds": 0.2}).run(tmp_path) as bench:
+        assert bench.running is not None
+        _, writer = await asyncio.open_connection(*bench.running.http_address.split(":"), limit=1)
+        writer.write(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
+        await bench.until_ended()
+        assert engine.running == 0
+        writer.transport.abort()
+    assert bench.spool.ends[0].status is Status.CANCELLED
+    assert len(bench.spool.ends[0].answer["content"]) < 15_000_000
+
+
 async def test_callers_beyond_the_limit_are_refused_and_health_still_answers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

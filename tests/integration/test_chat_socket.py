@@ -185,20 +185,23 @@ async def test_a_failure_is_the_last_event(tmp_path: Path, bench: Bench, status:
         assert "secret" not in json.dumps(told)
 
 
-async def test_a_reader_that_takes_nothing_holds_up_the_engine_and_no_memory_until_its_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("deadline", "unread_seconds", "status"), [("1", 30, Status.DEADLINE), ("60", 0.2, Status.CANCELLED)]
+)
+async def test_a_reader_that_takes_nothing_holds_up_the_engine_for_a_while_and_takes_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deadline: str, unread_seconds: float, status: Status
 ) -> None:
     monkeypatch.setattr(chat_socket, "FAREWELL_SECONDS", 0.05)
     engine = FakeEngine(["x" * 100_000] * 200)
-    hurry = {"x-deadline-seconds": "1"}
-    async with Bench(engine).run(tmp_path) as bench, connected(bench, **hurry) as socket:
+    made = Bench(engine, settings={"unread_seconds": unread_seconds})
+    async with made.run(tmp_path) as bench, connected(bench, **{"x-deadline-seconds": deadline}) as socket:
         socket.transport.pause_reading()
         await socket.send(json.dumps({**REQUEST, "max_tokens": 8192}))
         await bench.until_ended()
         assert engine.running == 0
         socket.transport.abort()
     end = bench.spool.ends[0]
-    assert end.status is Status.DEADLINE
+    assert end.status is status
     assert len(end.answer["content"]) < 15_000_000
 
 

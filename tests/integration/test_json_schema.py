@@ -23,7 +23,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHILD = "json_schema_child"
 FEW = 3
-"""A loop that is held up all the while ticks once or twice; a free one a hundred times, if the machine is idle."""
+"""A loop that is held up all the while ticks once or twice; a free one a hundred times on an idle machine."""
 SIMPLE = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
 # Each takes hours, at least.
