@@ -15,10 +15,12 @@ from typing import Any
 from opentelemetry.trace import Tracer
 
 from grpc_server import migrations
-from grpc_server.adapters.credentials import CachedAuthenticator
+from grpc_server.adapters.credentials import AnyCredential, CachedAuthenticator
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.adapters.gguf_file import in_thread, sha256_of
 from grpc_server.adapters.gpus import Gpus
+from grpc_server.adapters.jwks import Jwks, reader
+from grpc_server.adapters.jwt_tokens import JwtAuthenticator, JwtRules
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.memory import MemoryAvailable
 from grpc_server.adapters.ollama import OllamaEngine
@@ -324,14 +326,41 @@ async def _draining(spool: Any, store: Any, metrics: Metrics, tracer: Tracer) ->
 
 
 @contextlib.asynccontextmanager
-async def _authenticator(settings: Settings, store: Any) -> AsyncIterator[CachedAuthenticator]:
+async def _authenticator(settings: Settings, store: Any) -> AsyncIterator[Authenticator]:
+    """API tokens, and JWTs where their keys are set."""
     cache = settings.state_dir / "cache" / "tokens.json"
-    authenticator = CachedAuthenticator(store, cache, settings.cache_seconds)
-    await authenticator.start()
-    try:
-        yield authenticator
-    finally:
-        await authenticator.close()
+    async with contextlib.AsyncExitStack() as stack:
+        tokens = CachedAuthenticator(store, cache, settings.cache_seconds)
+        await tokens.start()
+        stack.push_async_callback(tokens.close)
+        if not settings.jwks:
+            yield tokens
+            return
+        jwts = JwtAuthenticator(_jwks(settings), _jwt_rules(settings))
+        await jwts.start()
+        stack.push_async_callback(jwts.close)
+        yield AnyCredential(tokens, jwts)
+
+
+def _jwks(settings: Settings) -> Jwks:
+    return Jwks(
+        reader(settings.jwks),
+        refresh_seconds=settings.jwks_refresh_seconds,
+        retry_seconds=settings.jwks_retry_seconds,
+        max_age_seconds=settings.jwks_max_age_seconds,
+    )
+
+
+def _jwt_rules(settings: Settings) -> JwtRules:
+    return JwtRules(
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        leeway_seconds=settings.jwt_leeway_seconds,
+        max_bytes=settings.jwt_max_bytes,
+        scopes_claim=settings.jwt_scopes_claim,
+        scope_prefix=settings.jwt_scope_prefix,
+        name_claim=settings.jwt_name_claim,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -11,9 +11,18 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -57,6 +66,17 @@ def _address(value: str) -> str:
 
 def _place(value: Path) -> Path:
     return value.expanduser().absolute()
+
+
+def _keys_place(value: str) -> str:
+    """A path, an https URL, or an http URL of this machine."""
+    if "://" not in value:
+        return value
+    url = urlsplit(value)
+    port = f"[{url.hostname}]:80" if url.hostname else ""
+    if url.hostname and (url.scheme == "https" or (url.scheme == "http" and is_loopback(port))):
+        return value
+    raise ValueError(f"{value!r} is no place of keys; write a path, an https URL, or an http URL of this machine")
 
 
 def _server_id(value: str) -> str:
@@ -182,9 +202,55 @@ class Settings(BaseSettings):
     trace_share: float = Field(
         default=1, ge=0, le=1, description="Of the calls whose callers have no trace, those that get one."
     )
+    jwks: Annotated[str, AfterValidator(_keys_place)] = Field(
+        default="",
+        description="Public keys of JWTs: a JWKS file, or its URL (https, or http on this machine); empty: "
+        "no JWT is taken.",
+    )
+    jwks_refresh_seconds: float = Field(
+        default=300, gt=0, le=86400, description="How often the keys of JWTs are read."
+    )
+    jwks_retry_seconds: float = Field(
+        default=10,
+        ge=1,
+        le=3600,
+        description="A JWT with an unknown key makes the keys be read at once, but not more often than this.",
+    )
+    jwks_max_age_seconds: float = Field(
+        default=86400,
+        gt=0,
+        le=30 * 86400,
+        description="While their source is down, keys of JWTs stay in force for so long.",
+    )
+    jwt_issuer: str = Field(default="", description="What a JWT's iss must be.")
+    jwt_audience: str = Field(default="", description="What a JWT's aud must be, or hold.")
+    jwt_leeway_seconds: float = Field(
+        default=30, ge=0, le=600, description="How far the clock of a JWT's issuer may be from ours."
+    )
+    jwt_max_bytes: int = Field(default=8192, ge=256, le=16384, description="Longer JWTs are refused unread.")
+    jwt_scopes_claim: str = Field(
+        default="scope",
+        min_length=1,
+        description="The claim with the scopes, a string or a list; a.b looks for b in a.",
+    )
+    jwt_scope_prefix: str = Field(
+        default="", description="What our scopes begin with in that claim, as in agentloop:infer."
+    )
+    jwt_name_claim: str = Field(
+        default="sub", min_length=1, description="The claim with the caller's name for the log."
+    )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: str(v).upper())
     ] = Field(default="INFO", description="The least severe log line that is written.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Settings:
+        if self.jwks and not (self.jwt_issuer and self.jwt_audience):
+            raise ValueError(
+                f"{PREFIX}JWKS needs {PREFIX}JWT_ISSUER and {PREFIX}JWT_AUDIENCE too: without them the tokens of"
+                " any service of that issuer would be taken"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -279,6 +345,9 @@ def explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         name = ".".join(str(part) for part in problem["loc"])
+        if not name:  # of several settings together
+            lines.append(problem["msg"].removeprefix("Value error, "))
+            continue
         field = Settings.model_fields.get(name)
         secret = field is not None and field.annotation is SecretStr
         value = "" if secret else f" is {problem.get('input')!r}"

@@ -1,6 +1,6 @@
-"""Who holds a token: tokens made, and checked against those in force.
+"""Who holds a credential: API tokens made, and checked against those in force; which form is whose.
 
-A token is `al_<key id>_<secret>`. The secret has 256 random bits, so that a plain SHA-256 of it can be
+An API token is `al_<key id>_<secret>`. The secret has 256 random bits, so that a plain SHA-256 of it can be
 stored: there is nothing to guess, and nothing to slow down.
 """
 
@@ -18,9 +18,10 @@ from typing import Any
 
 from grpc_server.adapters.last_known import SOONEST_SECONDS, LastKnown
 from grpc_server.domain.errors import Unauthenticated
-from grpc_server.domain.ports import TokenRecord, TokenStore
+from grpc_server.domain.ports import Authenticator, TokenRecord, TokenStore
 from grpc_server.domain.types import Caller, Scope
 
+_PREFIX = "al_"
 _FORM = re.compile(r"al_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
 _ALPHABET = string.ascii_lowercase + string.digits
 _NOBODY = hashlib.sha256(b"").digest()
@@ -112,6 +113,19 @@ class CachedAuthenticator:
 
     def _take(self, tokens: Sequence[TokenRecord]) -> None:
         self._tokens = {token.key_id: token for token in tokens}
+
+
+class AnyCredential:
+    """The Authenticator port on API tokens and JWTs: the first letters tell which a credential is."""
+
+    def __init__(self, api_tokens: Authenticator, jwts: Authenticator) -> None:
+        self._api_tokens = api_tokens
+        self._jwts = jwts
+
+    async def authenticate(self, token: str) -> Caller:
+        """The caller that `token` speaks for. Raises Unauthenticated."""
+        chosen = self._api_tokens if token.startswith(_PREFIX) else self._jwts
+        return await chosen.authenticate(token)
 
 
 def _digest(secret: str) -> bytes:

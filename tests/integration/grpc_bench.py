@@ -93,11 +93,17 @@ class Bench:
                     tracer=tracer,
                 )
             )
-            async with grpc.aio.insecure_channel(self.running.grpc_address) as self.channel:
-                self.chat_stub = inference_pb2_grpc.InferenceServiceStub(self.channel)
-                self.feedback_stub = feedback_pb2_grpc.FeedbackServiceStub(self.channel)
-                self.model_stub = model_pb2_grpc.ModelServiceStub(self.channel)
+            async with grpc.aio.insecure_channel(self.running.grpc_address) as channel:
+                self.ask_through(channel)
                 yield self
+
+    def ask_through(self, channel: grpc.aio.Channel) -> Bench:
+        """Make the stubs."""
+        self.channel = channel
+        self.chat_stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        self.feedback_stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
+        self.model_stub = model_pb2_grpc.ModelServiceStub(channel)
+        return self
 
     async def close_listeners(self) -> None:
         """Shut down as at SIGTERM, while the caller's channel stays open."""
