@@ -29,8 +29,9 @@ from grpc_server.domain.errors import (
     QueueTimeout,
 )
 from grpc_server.domain.fair_queue import FairQueue, NoRoomError
+from grpc_server.domain.rules import estimated_tokens
 from grpc_server.domain.service_times import ServiceTimes
-from grpc_server.domain.types import EmbedRequest, GenerateRequest, InferenceRequest, Priority
+from grpc_server.domain.types import EmbedRequest, InferenceRequest, Priority
 from grpc_server.tracing import silent, spanning
 
 BATCH_EVERY = 8
@@ -62,15 +63,9 @@ class Ask:
 
 
 def cost_of(request: InferenceRequest | EmbedRequest) -> float:
-    """About how many tokens `request` takes: four characters of text each, and all that it may write."""
-    match request:
-        case EmbedRequest():
-            return sum(map(len, request.texts)) / 4
-        case GenerateRequest():
-            return len(request.prompt) / 4 + request.sampling.max_tokens
-    read = sum(len(message.content) for message in request.messages)
-    read += sum(len(tool.description) for tool in request.tools)
-    return read / 4 + request.sampling.max_tokens
+    """About how many tokens `request` takes: those that it has, and all that it may write."""
+    read = estimated_tokens(request)
+    return read if isinstance(request, EmbedRequest) else read + request.sampling.max_tokens
 
 
 @dataclass(slots=True, eq=False)

@@ -36,11 +36,11 @@ from grpc_server.adapters.traced import traced_engine, traced_spool, traced_stor
 from grpc_server.admission import Admission
 from grpc_server.domain.errors import AgentLoopError, Conflict
 from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
-from grpc_server.domain.types import Route, Target, TargetRole
+from grpc_server.domain.types import Limits, Route, Target, TargetRole
 from grpc_server.drain import Drain
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
-from grpc_server.settings import Settings
+from grpc_server.settings import Settings, alias_names
 from grpc_server.transports import Running, listen, refuse_plaintext
 from grpc_server.uninterrupted import uninterrupted
 from grpc_server.upkeep import Upkeep
@@ -95,8 +95,10 @@ async def service(
         await stack.enter_async_context(_draining(spool, store, metrics, tracer))
         watched: dict[str, Read] = {}
         if authenticator is None:
-            tokens = await stack.enter_async_context(_authenticator(settings, store))
+            tokens = await stack.enter_async_context(_api_tokens(settings, store))
             authenticator, watched[TOKENS] = tokens, tokens.changed_elsewhere
+            if settings.jwks:
+                authenticator = AnyCredential(tokens, await stack.enter_async_context(_jwts(settings)))
         if routes is None:
             cached = await stack.enter_async_context(_routes(settings, store))
             routes, watched[ROUTES] = cached, cached.changed_elsewhere
@@ -326,20 +328,24 @@ async def _draining(spool: Any, store: Any, metrics: Metrics, tracer: Tracer) ->
 
 
 @contextlib.asynccontextmanager
-async def _authenticator(settings: Settings, store: Any) -> AsyncIterator[Authenticator]:
-    """API tokens, and JWTs where their keys are set."""
+async def _api_tokens(settings: Settings, store: Any) -> AsyncIterator[CachedAuthenticator]:
     cache = settings.state_dir / "cache" / "tokens.json"
-    async with contextlib.AsyncExitStack() as stack:
-        tokens = CachedAuthenticator(store, cache, settings.cache_seconds)
-        await tokens.start()
-        stack.push_async_callback(tokens.close)
-        if not settings.jwks:
-            yield tokens
-            return
-        jwts = JwtAuthenticator(_jwks(settings), _jwt_rules(settings))
-        await jwts.start()
-        stack.push_async_callback(jwts.close)
-        yield AnyCredential(tokens, jwts)
+    tokens = CachedAuthenticator(store, cache, settings.cache_seconds)
+    await tokens.start()
+    try:
+        yield tokens
+    finally:
+        await tokens.close()
+
+
+@contextlib.asynccontextmanager
+async def _jwts(settings: Settings) -> AsyncIterator[JwtAuthenticator]:
+    jwts = JwtAuthenticator(_jwks(settings), _jwt_rules(settings))
+    await jwts.start()
+    try:
+        yield jwts
+    finally:
+        await jwts.close()
 
 
 def _jwks(settings: Settings) -> Jwks:
@@ -360,6 +366,17 @@ def _jwt_rules(settings: Settings) -> JwtRules:
         scopes_claim=settings.jwt_scopes_claim,
         scope_prefix=settings.jwt_scope_prefix,
         name_claim=settings.jwt_name_claim,
+        limits=_jwt_limits(settings),
+        limits_claim=settings.jwt_limits_claim,
+    )
+
+
+def _jwt_limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.jwt_requests_per_minute or None,
+        settings.jwt_tokens_per_minute or None,
+        settings.jwt_concurrent_streams or None,
+        alias_names(settings.jwt_aliases) if settings.jwt_aliases else None,
     )
 
 

@@ -56,6 +56,7 @@ from grpc_server.domain.types import (
     Usage,
 )
 from grpc_server.generation import generation_of, offered_tools, tool_call
+from grpc_server.quotas import Quotas
 from grpc_server.running import Emit, Running
 from grpc_server.uninterrupted import uninterrupted
 
@@ -81,6 +82,7 @@ class Inference:
         observer: Observer,
         *,
         admission: Admission | None = None,
+        quotas: Quotas | None = None,
         server_id: str = "server",
         default_deadline_seconds: float = 300,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -89,6 +91,7 @@ class Inference:
         new_id: Callable[[], UUID] = uuid7,
     ) -> None:
         self.admission = admission or Admission(engine.parallel)
+        self._quotas = quotas or Quotas(monotonic=monotonic)
         self._engine = engine
         self._spool = spool
         self._routes = routes
@@ -119,10 +122,10 @@ class Inference:
 
         A raw prompt takes the same way; control tokens in it count only where an administrator asks.
 
-        Before the request is accepted it raises PermissionDenied, InvalidArgument, NotFound, Exhausted,
-        DeadlineExceeded or ShuttingDown. After that, when the log has a row, it raises what the engine
-        raised, DeadlineExceeded, ShuttingDown, Cancelled (by its id), or CancelledError where the caller's
-        task was cancelled; the `ended` of these errors is the end record.
+        Before the request is accepted it raises PermissionDenied, InvalidArgument, NotFound, Exhausted (for a
+        quota too), DeadlineExceeded or ShuttingDown. After that, when the log has a row, it raises what the
+        engine raised, DeadlineExceeded, ShuttingDown, Cancelled (by its id), or CancelledError where the
+        caller's task was cancelled; the `ended` of these errors is the end record.
         """
         running = self._arrived(caller, request, emit, seconds, priority)
 
@@ -221,7 +224,12 @@ class Inference:
         try:
             rules.authorise(running.caller, running.request)
             _check(running.request)
-            return await self._within_limit(running, target, work)
+            prompt = rules.estimated_tokens(running.request)
+            with self._quotas.hold(running.caller, prompt + running.may_write()) as held:
+                try:
+                    return await self._within_limit(running, target, work)
+                finally:
+                    held.used = running.tokens_used(prompt)
         except AgentLoopError as error:
             if isinstance(error, PromptTooLong):
                 error.field = _prompt_field(running.request)

@@ -132,6 +132,19 @@ class Running:
         if self.place is not None:
             self.place.used(tokens)
 
+    def may_write(self) -> int:
+        """At most so many tokens are written for it."""
+        if not self.answers or isinstance(self.request, EmbedRequest):
+            return 0
+        return self.request.sampling.max_tokens
+
+    def tokens_used(self, prompt: int) -> int:
+        """What counts for the caller's quota; `prompt` is what was read, where the engine has not told."""
+        if self.answers:
+            usage = self.usage()
+            return (usage.input_tokens or prompt) + usage.output_tokens if self.accepted else 0
+        return self.place.tokens if self.place is not None else 0
+
     def finish_reason(self) -> FinishReason | None:
         """Why the answer ended, if it ended by itself."""
         if self.call is not None:

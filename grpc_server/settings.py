@@ -32,6 +32,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from grpc_server.domain.errors import InvalidArgument
+from grpc_server.domain.rules import check_alias
+
 PREFIX = "AGENTLOOP_"
 
 
@@ -46,6 +49,21 @@ def split_address(address: str) -> tuple[str, int]:
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is not an address; write host:port, as in 127.0.0.1:50051")
     return host, int(port)
+
+
+def alias_names(text: str) -> frozenset[str]:
+    """The aliases of `default,agent`.
+
+    Raises:
+        ValueError: if one is none, or there is none at all.
+    """
+    names = frozenset(name.strip() for name in text.split(","))
+    for name in names:
+        try:
+            check_alias(name)
+        except InvalidArgument as error:
+            raise ValueError(str(error)) from error
+    return names
 
 
 def is_loopback(address: str) -> bool:
@@ -76,7 +94,15 @@ def _keys_place(value: str) -> str:
     port = f"[{url.hostname}]:80" if url.hostname else ""
     if url.hostname and (url.scheme == "https" or (url.scheme == "http" and is_loopback(port))):
         return value
-    raise ValueError(f"{value!r} is no place of keys; write a path, an https URL, or an http URL of this machine")
+    raise ValueError(
+        f"{value!r} is no place of keys; write a path, an https URL, or an http URL of this machine"
+    )
+
+
+def _alias_names(value: str) -> str:
+    if value:
+        alias_names(value)
+    return value
 
 
 def _server_id(value: str) -> str:
@@ -239,6 +265,23 @@ class Settings(BaseSettings):
     jwt_name_claim: str = Field(
         default="sub", min_length=1, description="The claim with the caller's name for the log."
     )
+    jwt_requests_per_minute: int = Field(
+        default=0, ge=0, le=10**9, description="Of each caller with a JWT, on each server; 0: no limit."
+    )
+    jwt_tokens_per_minute: int = Field(
+        default=0, ge=0, le=10**9, description="For each caller with a JWT, read and written; 0: no limit."
+    )
+    jwt_concurrent_streams: int = Field(
+        default=0, ge=0, le=10**9, description="For each caller with a JWT, at once; 0: no limit."
+    )
+    jwt_aliases: Annotated[str, AfterValidator(_alias_names)] = Field(
+        default="", description="What callers with a JWT may name, by commas; empty: every alias."
+    )
+    jwt_limits_claim: str = Field(
+        default="agentloop_limits",
+        min_length=1,
+        description="The claim with limits for its caller: an object as in `tokens list --json`.",
+    )
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(lambda v: str(v).upper())
     ] = Field(default="INFO", description="The least severe log line that is written.")
@@ -247,8 +290,8 @@ class Settings(BaseSettings):
     def _whole(self) -> Settings:
         if self.jwks and not (self.jwt_issuer and self.jwt_audience):
             raise ValueError(
-                f"{PREFIX}JWKS needs {PREFIX}JWT_ISSUER and {PREFIX}JWT_AUDIENCE too: without them the tokens of"
-                " any service of that issuer would be taken"
+                f"{PREFIX}JWKS needs {PREFIX}JWT_ISSUER and {PREFIX}JWT_AUDIENCE too: without them the"
+                " tokens of any service of that issuer would be taken"
             )
         return self
 

@@ -1,4 +1,4 @@
-"""`python -m grpc_server tokens`: make, list and revoke API tokens, straight in the database."""
+"""`python -m grpc_server tokens`: make, list, limit and revoke API tokens, straight in the database."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from grpc_server.adapters.credentials import new_token
 from grpc_server.adapters.local_postgres import LocalPostgres, LocalPostgresError
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.domain.errors import AgentLoopError
+from grpc_server.domain.limits import MAX_AMOUNT, limits_to_plain
 from grpc_server.domain.ports import TokenRecord, TokenStore
-from grpc_server.domain.types import Scope
-from grpc_server.settings import Settings, explain
+from grpc_server.domain.types import NO_LIMITS, Limits, Scope
+from grpc_server.settings import Settings, alias_names, explain
 
 T = TypeVar("T")
 
@@ -33,6 +34,14 @@ _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Requests = Annotated[
+    int | None, typer.Option(min=0, max=MAX_AMOUNT, help="Requests in a minute, on each server; 0: no limit.")
+]
+Tokens = Annotated[
+    int | None, typer.Option(min=0, max=MAX_AMOUNT, help="Tokens in a minute, read and written; 0: no limit.")
+]
+Streams = Annotated[int | None, typer.Option(min=0, max=MAX_AMOUNT, help="Streams at once; 0: no limit.")]
+Aliases = Annotated[str | None, typer.Option(help="The aliases that it may name, by commas; `*`: every one.")]
 
 
 def duration(text: str) -> timedelta:
@@ -62,12 +71,17 @@ def create(
     expires_in: Annotated[
         str, typer.Option(help="30d, 12h, 45m, 90s, 2w. Without it, the token lasts until it is revoked.")
     ] = "",
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrent_streams: Streams = None,
+    aliases: Aliases = None,
     as_json: Json = False,
 ) -> None:
     """Make a token, and print it: now, and never again. Only a hash of it is kept."""
     now = datetime.now(UTC)
     try:
         allowed = scopes(scope_names)
+        limits = changed(NO_LIMITS, requests_per_minute, tokens_per_minute, concurrent_streams, aliases)
         expires_at = now + duration(expires_in) if expires_in else None
     except ValueError as error:
         _fail(str(error), USAGE)
@@ -75,7 +89,7 @@ def create(
         _fail(f"{expires_in!r} ends after the year 9999; without --expires-in a token has no end", USAGE)
     if not 1 <= len(name) <= 100 or not name.isprintable():
         _fail(f"{name!r} is not a name; write 1 to 100 printable characters", USAGE)
-    token, record = new_token(name, allowed, now, expires_at)
+    token, record = new_token(name, allowed, now, expires_at, limits)
     _with_store(lambda store: store.create(record))
     if as_json:
         typer.echo(json.dumps({"token": token, **_plain(record)}, indent=2, sort_keys=True))
@@ -95,15 +109,71 @@ def list_tokens(as_json: Json = False) -> None:
         typer.echo(json.dumps([_plain(token) for token in tokens], indent=2, sort_keys=True))
         return
     table = Table()
-    for title in ("key id", "name", "scopes", "created (UTC)", "expires (UTC)", "state"):
+    for title in ("key id", "name", "scopes", "limits", "created (UTC)", "expires (UTC)", "state"):
         table.add_column(title)
     for token in tokens:
         expires = "never" if token.expires_at is None else f"{token.expires_at:%Y-%m-%d %H:%M}"
         created = f"{token.created_at:%Y-%m-%d %H:%M}"
         table.add_row(
-            token.key_id, token.name, " ".join(sorted(token.scopes)), created, expires, _state(token)
+            token.key_id,
+            token.name,
+            " ".join(sorted(token.scopes)),
+            _limits_text(token.limits),
+            created,
+            expires,
+            _state(token),
         )
     Console().print(table)
+
+
+@app.command("limit")
+def limit_token(
+    key_id: Annotated[str, typer.Argument(help="The token's key id: the twelve characters after `al_`.")],
+    requests_per_minute: Requests = None,
+    tokens_per_minute: Tokens = None,
+    concurrent_streams: Streams = None,
+    aliases: Aliases = None,
+    as_json: Json = False,
+) -> None:
+    """Change what a token's caller may use; what is not named stays. Acts within five seconds."""
+    given = (requests_per_minute, tokens_per_minute, concurrent_streams, aliases)
+    if given == (None,) * 4:
+        _fail("nothing to change is given; `--help` shows the limits", USAGE)
+    try:
+        changed(NO_LIMITS, *given)
+    except ValueError as error:
+        _fail(str(error), USAGE)
+
+    async def change(store: TokenStore) -> Limits | None:
+        for token in await store.all_tokens():
+            if token.key_id == key_id:
+                limits = changed(token.limits, *given)
+                return limits if await store.limit(key_id, limits) else None
+        return None
+
+    limits = _with_store(change)
+    if limits is None:
+        _fail(f"there is no token {key_id} in force; `tokens list` shows all", FAILED)
+    if as_json:
+        found = {"key_id": key_id, "limits": limits_to_plain(limits)}
+        typer.echo(json.dumps(found, indent=2, sort_keys=True))
+    else:
+        typer.echo(f"{key_id}: {_limits_text(limits)}")
+
+
+def changed(
+    limits: Limits, requests: int | None, tokens: int | None, streams: int | None, aliases: str | None
+) -> Limits:
+    """`limits`, with those that are given: 0 and `*` lift one. Raises ValueError for what is no alias."""
+    names = limits.aliases
+    if aliases is not None:
+        names = None if aliases.strip() == "*" else alias_names(aliases)
+    return Limits(
+        limits.requests_per_minute if requests is None else requests or None,
+        limits.tokens_per_minute if tokens is None else tokens or None,
+        limits.concurrent_streams if streams is None else streams or None,
+        names,
+    )
 
 
 @app.command()
@@ -160,6 +230,18 @@ def _state(token: TokenRecord) -> str:
     return "in force"
 
 
+def _limits_text(limits: Limits) -> str:
+    amounts = (
+        (limits.requests_per_minute, "requests/min"),
+        (limits.tokens_per_minute, "tokens/min"),
+        (limits.concurrent_streams, "streams"),
+    )
+    parts = [f"{amount} {unit}" for amount, unit in amounts if amount is not None]
+    if limits.aliases is not None:
+        parts.append("only " + " ".join(sorted(limits.aliases)))
+    return ", ".join(parts) or "none"
+
+
 def _plain(token: TokenRecord) -> dict[str, object]:
     return {
         "key_id": token.key_id,
@@ -168,6 +250,7 @@ def _plain(token: TokenRecord) -> dict[str, object]:
         "created_at": token.created_at.isoformat(),
         "expires_at": None if token.expires_at is None else token.expires_at.isoformat(),
         "revoked_at": None if token.revoked_at is None else token.revoked_at.isoformat(),
+        "limits": limits_to_plain(token.limits),
         "state": _state(token),
     }
 

@@ -29,6 +29,7 @@ from grpc_server.domain.types import (
     FinishReason,
     InferenceEnded,
     InferenceStarted,
+    Limits,
     LogRecord,
     ModelVersion,
     Route,
@@ -339,6 +340,14 @@ class FakeTokenStore:
         if token is None or token.revoked_at is not None:
             return False
         self.tokens[key_id] = replace(token, revoked_at=at)
+        return True
+
+    async def limit(self, key_id: str, limits: Limits) -> bool:
+        self._up()
+        token = self.tokens.get(key_id)
+        if token is None or token.revoked_at is not None:
+            return False
+        self.tokens[key_id] = replace(token, limits=limits)
         return True
 
     def _up(self) -> None:

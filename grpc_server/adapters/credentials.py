@@ -18,8 +18,9 @@ from typing import Any
 
 from grpc_server.adapters.last_known import SOONEST_SECONDS, LastKnown
 from grpc_server.domain.errors import Unauthenticated
+from grpc_server.domain.limits import limits_from_plain, limits_to_plain
 from grpc_server.domain.ports import Authenticator, TokenRecord, TokenStore
-from grpc_server.domain.types import Caller, Scope
+from grpc_server.domain.types import NO_LIMITS, Caller, Limits, Scope
 
 _PREFIX = "al_"
 _FORM = re.compile(r"al_([a-z0-9]{12})_([A-Za-z0-9_-]{43})")
@@ -28,12 +29,16 @@ _NOBODY = hashlib.sha256(b"").digest()
 
 
 def new_token(
-    name: str, scopes: frozenset[Scope], created_at: datetime, expires_at: datetime | None
+    name: str,
+    scopes: frozenset[Scope],
+    created_at: datetime,
+    expires_at: datetime | None,
+    limits: Limits = NO_LIMITS,
 ) -> tuple[str, TokenRecord]:
     """A new token: its text, which is shown once, and what is stored of it."""
     key_id = "".join(secrets.choice(_ALPHABET) for _ in range(12))
     secret = secrets.token_urlsafe(32)
-    record = TokenRecord(key_id, name, _digest(secret), scopes, created_at, expires_at, None)
+    record = TokenRecord(key_id, name, _digest(secret), scopes, created_at, expires_at, None, limits)
     return f"al_{key_id}_{secret}", record
 
 
@@ -141,6 +146,7 @@ def _encode(token: TokenRecord) -> dict[str, Any]:
         "created_at": token.created_at.isoformat(),
         "expires_at": None if token.expires_at is None else token.expires_at.isoformat(),
         "revoked_at": None if token.revoked_at is None else token.revoked_at.isoformat(),
+        "limits": limits_to_plain(token.limits),
     }
 
 
@@ -156,4 +162,5 @@ def _decode(row: dict[str, Any]) -> TokenRecord:
         created_at=datetime.fromisoformat(row["created_at"]),
         expires_at=moment("expires_at"),
         revoked_at=moment("revoked_at"),
+        limits=limits_from_plain(row["limits"]),
     )

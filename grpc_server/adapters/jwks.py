@@ -107,7 +107,7 @@ class Jwks:
         return found
 
     async def refresh(self) -> bool:
-        """Read now, together with all who ask meanwhile; False if it failed, and the keys stay as they are."""
+        """Read now, once for all who ask meanwhile; False if it failed, and the keys stay as they are."""
         if self._reading is None:
             self._asked_at = self._monotonic()
             self._reading = asyncio.create_task(self._take(), name="read keys once")
@@ -115,6 +115,7 @@ class Jwks:
         return await asyncio.shield(self._reading)
 
     def _forget(self, task: asyncio.Task[bool]) -> None:
+        del task
         self._reading = None
 
     async def _take(self) -> bool:

@@ -19,14 +19,15 @@ import jwt
 
 from grpc_server.adapters.jwks import Jwks, unique_names
 from grpc_server.domain.errors import Unauthenticated
-from grpc_server.domain.types import Caller, Scope
+from grpc_server.domain.limits import limits_from_plain
+from grpc_server.domain.types import NO_LIMITS, Caller, Limits, Scope
 
 MAX_NAME_CHARACTERS = 100
 MAX_SUBJECT_CHARACTERS = 1000
 NOTE_SECONDS = 60.0
 """Each reason of refusals is logged at most once in so long: strangers must not fill the log."""
 TYPES = frozenset({"jwt", "at+jwt", "application/at+jwt"})
-"""What `typ` may say, if it says anything: a token of another kind from the same issuer is no access token."""
+"""What `typ` may say, if it says anything: the same issuer signs tokens of other kinds, for other uses."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class JwtRules:
             (`realm_access.roles`) where there is no claim of that very name.
         scope_prefix: what our scopes begin with there; words without it are somebody else's.
         name_claim: the claim with the caller's name for the log.
+        limits: of callers whose token has no claim of its own about them.
+        limits_claim: the claim with an object of limits; what it does not name is as in `limits`.
     """
 
     issuer: str
@@ -53,6 +56,8 @@ class JwtRules:
     scopes_claim: str = "scope"
     scope_prefix: str = ""
     name_claim: str = "sub"
+    limits: Limits = NO_LIMITS
+    limits_claim: str = "agentloop_limits"
 
 
 class _RefusedError(Exception):
@@ -125,15 +130,25 @@ class JwtAuthenticator:
             raise _RefusedError("its subject is empty or too long")
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
             raise _RefusedError(f"its {self._rules.name_claim} is not 1 to 100 printable characters")
-        return Caller(key_id_of(self._rules.issuer, subject), name, self._scopes(claims))
+        key_id = key_id_of(self._rules.issuer, subject)
+        return Caller(key_id, name, self._scopes(claims), limits=self._limits(claims))
 
     def _scopes(self, claims: Mapping[str, Any]) -> frozenset[Scope]:
         """The scopes that are ours; the issuer knows others, for other services."""
         value = _claim(claims, self._rules.scopes_claim)
         words = value.split(" ") if isinstance(value, str) else value if isinstance(value, list) else []
         prefix = self._rules.scope_prefix
-        ours = [word.removeprefix(prefix) for word in words if isinstance(word, str) and word.startswith(prefix)]
+        ours = [
+            word.removeprefix(prefix) for word in words if isinstance(word, str) and word.startswith(prefix)
+        ]
         return frozenset(Scope(word) for word in ours if word in set(Scope))
+
+    def _limits(self, claims: Mapping[str, Any]) -> Limits:
+        value = _claim(claims, self._rules.limits_claim)
+        try:
+            return self._rules.limits if value is None else limits_from_plain(value, self._rules.limits)
+        except ValueError as error:
+            raise _RefusedError(f"its {self._rules.limits_claim} are no limits") from error
 
     def _note(self, reason: str) -> None:
         now = self._monotonic()

@@ -22,19 +22,21 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from grpc_server.adapters.postgres_events import note
 from grpc_server.adapters.postgres_text import from_text, to_json, to_text
+from grpc_server.adapters.postgres_tokens import add_token, limit_token, read_tokens, revoke_token
 from grpc_server.adapters.record_json import attempts_to_plain, record_to_json
 from grpc_server.adapters.spool_frame import Corrupt
-from grpc_server.domain.errors import AlreadyExists, Conflict, StoreUnavailable
+from grpc_server.domain.errors import Conflict, StoreUnavailable
 from grpc_server.domain.plain import message_to_plain
 from grpc_server.domain.ports import TokenRecord
 from grpc_server.domain.types import (
     Feedback,
     InferenceEnded,
     InferenceStarted,
+    Limits,
     LogRecord,
     Route,
-    Scope,
     ServerStarted,
     Target,
     TargetRole,
@@ -167,45 +169,22 @@ class PostgresStore:
     async def all_tokens(self) -> list[TokenRecord]:
         """Every token, the revoked ones too, by age. Raises StoreUnavailable."""
         async with self._connection(READ_SECONDS) as connection:
-            cursor = await connection.execute(
-                "SELECT key_id, name, secret_sha256, scopes, created_at, expires_at, revoked_at "
-                "FROM api_token ORDER BY created_at, key_id"
-            )
-            return [_token(row) for row in await cursor.fetchall()]
+            return await read_tokens(connection)
 
     async def create(self, token: TokenRecord) -> None:
         """Store a new token. Raises StoreUnavailable, AlreadyExists."""
         async with self._connection() as connection:
-            cursor = await connection.execute(
-                "INSERT INTO api_token "
-                "(key_id, name, secret_sha256, scopes, created_at, expires_at, revoked_at) "
-                "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (
-                    token.key_id,
-                    to_text(token.name),
-                    token.secret_sha256,
-                    sorted(token.scopes),
-                    token.created_at,
-                    token.expires_at,
-                    token.revoked_at,
-                ),
-            )
-            if cursor.rowcount == 0:
-                raise AlreadyExists(f"there is a token {token.key_id} already")
-            detail = {"scopes": sorted(token.scopes)}
-            await _note(connection, "token_created", token.name, token.key_id, detail)
+            await add_token(connection, token)
 
     async def revoke(self, key_id: str, at: datetime) -> bool:
         """Revoke a token; False if there is none, or it is revoked already. Raises StoreUnavailable."""
         async with self._connection() as connection:
-            cursor = await connection.execute(
-                "UPDATE api_token SET revoked_at = %s WHERE key_id = %s AND revoked_at IS NULL",
-                (at, to_text(key_id)),
-            )
-            if cursor.rowcount == 0:
-                return False
-            await _note(connection, "token_revoked", "", key_id, {})
-            return True
+            return await revoke_token(connection, key_id, at)
+
+    async def limit(self, key_id: str, limits: Limits) -> bool:
+        """Replace a token's limits; False if there is none, or it is revoked. Raises StoreUnavailable."""
+        async with self._connection() as connection:
+            return await limit_token(connection, key_id, limits)
 
     # RouteStore
 
@@ -257,7 +236,7 @@ class PostgresStore:
             async with connection.cursor() as many:
                 await many.executemany("INSERT INTO route_target VALUES (%s, %s, %s, %s, %s)", targets)
             changed = Route(route.alias, route.revision + 1, route.targets)
-            await _note(
+            await note(
                 connection,
                 "route_set",
                 changed_by,
@@ -427,26 +406,11 @@ async def _need_starts(connection: AsyncConnection[TupleRow], ids: list[UUID]) -
         raise ValueError(f"the end of inference {missing[0]}, whose start is not stored")
 
 
-async def _note(
-    connection: AsyncConnection[TupleRow], kind: str, actor: str, subject: str, detail: Mapping[str, Any]
-) -> None:
-    await connection.execute(
-        "INSERT INTO event (kind, actor, subject, detail) VALUES (%s, %s, %s, %s)",
-        (kind, to_text(actor), to_text(subject), to_json(detail)),
-    )
-
-
 async def _conflict_text(connection: AsyncConnection[TupleRow], alias: str, revision: int) -> str:
     cursor = await connection.execute("SELECT revision FROM route WHERE alias = %s", (alias,))
     row = await cursor.fetchone()
     now = "there is no such route" if row is None else f"it is at revision {row[0]}"
     return f"route {alias}: {now}, not at {revision}; read it again, then decide"
-
-
-def _token(row: TupleRow) -> TokenRecord:
-    key_id, name, secret, scopes, created_at, expires_at, revoked_at = row
-    known = frozenset(Scope(scope) for scope in scopes if scope in set(Scope))
-    return TokenRecord(key_id, from_text(name), bytes(secret), known, created_at, expires_at, revoked_at)
 
 
 async def _check_alive(connection: AsyncConnection[TupleRow]) -> None:

@@ -10,12 +10,14 @@ from typing import Protocol
 
 from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.types import (
+    NO_LIMITS,
     Caller,
     Embeddings,
     FinishReason,
     InferenceEnded,
     InferenceStarted,
     JsonObject,
+    Limits,
     LogRecord,
     ModelVersion,
     Route,
@@ -186,10 +188,11 @@ class TokenRecord:
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    limits: Limits = NO_LIMITS
 
     def caller(self) -> Caller:
         """The caller that this token speaks for."""
-        return Caller(self.key_id, self.name, self.scopes)
+        return Caller(self.key_id, self.name, self.scopes, limits=self.limits)
 
 
 class TokenStore(Protocol):
@@ -203,6 +206,9 @@ class TokenStore(Protocol):
 
     async def revoke(self, key_id: str, at: datetime) -> bool:
         """Revoke it; False if there is none, or it is revoked already."""
+
+    async def limit(self, key_id: str, limits: Limits) -> bool:
+        """Replace its limits; False if there is none, or it is revoked."""
 
 
 class RouteStore(Protocol):

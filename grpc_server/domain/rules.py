@@ -46,6 +46,8 @@ MAX_SESSION_CHARACTERS = 128
 MAX_COMMENT_BYTES = 65536
 MAX_JSON_DEPTH = 32
 MAX_TARGETS = 8
+BYTES_A_TOKEN = 4
+"""Of English text, about, in Gemma's vocabulary. What a prompt really had, the engine tells at the end."""
 
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -59,6 +61,10 @@ def authorise(caller: Caller, request: InferenceRequest | EmbedRequest) -> None:
         raise PermissionDenied(f"this call needs the scope {Scope.INFER}")
     if request.model_version and not caller.may(Scope.ADMIN):
         raise PermissionDenied(f"model_version needs the scope {Scope.ADMIN}; leave it out to be routed")
+    aliases = caller.limits.aliases
+    if aliases is not None and (request.model_version or request.alias not in aliases):
+        asked = "a model_version" if request.model_version else f"the alias {_quoted(request.alias)}"
+        raise PermissionDenied(f"this caller may not ask {asked}, only: {', '.join(sorted(aliases))}")
 
 
 def check_chat(request: ChatRequest) -> None:
@@ -108,6 +114,18 @@ def check_embed(request: EmbedRequest) -> None:
         size += len(_utf8(f"texts[{index}]", text))
     if size > MAX_TEXT_BYTES:
         raise InvalidArgument(f"texts have {size} bytes; at most {MAX_TEXT_BYTES} are taken", "texts")
+
+
+def estimated_tokens(request: InferenceRequest | EmbedRequest) -> int:
+    """About how many tokens are to be read, from the size of all texts; at least 1."""
+    match request:
+        case ChatRequest():
+            size = _text_bytes(request)
+        case GenerateRequest():
+            size = len(request.prompt.encode(errors="surrogatepass"))
+        case EmbedRequest():
+            size = sum(len(text.encode(errors="surrogatepass")) for text in request.texts)
+    return -(-size // BYTES_A_TOKEN) or 1
 
 
 def check_feedback(feedback: Feedback) -> None:

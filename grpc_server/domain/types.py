@@ -117,14 +117,31 @@ class Scope(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """How much a caller may use, on each server; None: as much as there is.
+
+    `tokens_per_minute` counts what is read and what is written. `aliases` are those that it may name.
+    """
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_streams: int | None = None
+    aliases: frozenset[str] | None = None
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
-    """Who asks: the token's key id, its name, and what it allows."""
+    """Who asks: the token's key id, its name, what it allows, and how much of it."""
 
     key_id: str
     name: str
     scopes: frozenset[Scope]
     learning: bool = True  # whether the nights may learn from what it says
     text: bool = True  # whether the log may keep what it says
+    limits: Limits = NO_LIMITS
 
     def may(self, scope: Scope) -> bool:
         """Whether this caller holds `scope`, or admin."""

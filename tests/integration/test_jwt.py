@@ -45,7 +45,7 @@ class Publisher(ThreadingHTTPServer):
 class Answer(BaseHTTPRequestHandler):
     server: Publisher
 
-    def do_GET(self) -> None:  # noqa: N802 - http.server's name
+    def do_GET(self) -> None:
         self.server.asked.append(self.path)
         self.send_response(self.server.status)
         for name, value in self.server.more.items():
@@ -99,7 +99,7 @@ async def test_a_source_without_end_is_cut_off(publisher: Publisher) -> None:
 async def test_a_source_that_hangs_is_given_up(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jwks, "READ_SECONDS", 0.05)
     publisher.hold.clear()
-    with pytest.raises(JwksError, match="does not answer: TimeoutError|ReadTimeout"):
+    with pytest.raises(JwksError, match="does not answer"):
         await reader(publisher.url)()
 
 
@@ -154,7 +154,9 @@ async def test_a_server_takes_jwts_of_a_url_through_a_rotation_and_an_outage(
         )
         publisher.status = 503
         assert await bench.chat(token=token("EdDSA"))
-        denied = await status_of(bench.model_stub.ListModels(model_pb2.ListModelsRequest(), metadata=bearer(token("EdDSA"))))
+        denied = await status_of(
+            bench.model_stub.ListModels(model_pb2.ListModelsRequest(), metadata=bearer(token("EdDSA")))
+        )
         assert denied.code() is grpc.StatusCode.PERMISSION_DENIED
     assert {(start.caller, start.key_id[:4]) for start in spool.starts} == {("billing", "jwt_")}
 
@@ -168,5 +170,7 @@ async def test_without_keys_set_a_jwt_is_as_unknown_as_any_text(tmp_path: Path) 
         routes=FakeRoutes(),
     )
     async with running as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
-        refused = await status_of(Bench().ask_through(channel).chat_stub.Chat(hello(), metadata=bearer(token())))
+        refused = await status_of(
+            Bench().ask_through(channel).chat_stub.Chat(hello(), metadata=bearer(token()))
+        )
     assert refused.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -16,6 +16,7 @@ from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.spool import FileSpool
 from grpc_server.domain.errors import AlreadyExists, Conflict, SpoolFull, StoreUnavailable
 from grpc_server.domain.types import (
+    Limits,
     Route,
     Scope,
     ServerStarted,
@@ -206,6 +207,20 @@ async def test_a_token_is_revoked_once(token_store: Any) -> None:
     assert await token_store.all_tokens() == [replace(TOKEN, revoked_at=NOW)]
 
 
+async def test_a_tokens_limits_are_kept_changed_and_lifted(token_store: Any) -> None:
+    limits = Limits(10, 20_000, 3, frozenset({"default", "agent"}))
+    await token_store.create(replace(TOKEN, limits=limits))
+    assert await token_store.all_tokens() == [replace(TOKEN, limits=limits)]
+    other = Limits(requests_per_minute=1, aliases=frozenset({"agent"}))
+    assert await token_store.limit(TOKEN.key_id, other)
+    assert await token_store.all_tokens() == [replace(TOKEN, limits=other)]
+    assert await token_store.limit(TOKEN.key_id, Limits())
+    assert await token_store.all_tokens() == [TOKEN]
+    assert not await token_store.limit("nobody", other)
+    await token_store.revoke(TOKEN.key_id, NOW)
+    assert not await token_store.limit(TOKEN.key_id, other)
+
+
 async def test_a_key_id_is_taken_once(token_store: Any) -> None:
     await token_store.create(TOKEN)
     with pytest.raises(AlreadyExists, match=TOKEN.key_id):
@@ -219,6 +234,8 @@ async def test_a_token_store_that_is_down_says_so(token_store_down: Any) -> None
         await token_store_down.create(TOKEN)
     with pytest.raises(StoreUnavailable):
         await token_store_down.revoke(TOKEN.key_id, NOW)
+    with pytest.raises(StoreUnavailable):
+        await token_store_down.limit(TOKEN.key_id, Limits())
 
 
 # RouteStore

@@ -122,6 +122,51 @@ def test_a_wrong_option_says_what_is_wrong(arguments: list[str], says: str) -> N
     assert result.stdout == ""
 
 
+def test_limits_are_given_listed_changed_one_by_one_and_lifted() -> None:
+    token = made("--requests-per-minute", "10", "--tokens-per-minute", "2000", "--aliases", "default, agent")
+    assert token["limits"] == {
+        "requests_per_minute": 10,
+        "tokens_per_minute": 2000,
+        "concurrent_streams": None,
+        "aliases": ["agent", "default"],
+    }
+    assert "10 requests/min, 2000 tokens/min, only agent default" in run("list").stdout
+    changed = run("limit", token["key_id"], "--concurrent-streams", "2", "--tokens-per-minute", "0", "--json")
+    assert json.loads(changed.stdout) == {
+        "key_id": token["key_id"],
+        "limits": {**token["limits"], "concurrent_streams": 2, "tokens_per_minute": None},
+    }
+    lifted = run("limit", token["key_id"], "--aliases", "*")
+    assert lifted.stdout == f"{token['key_id']}: 10 requests/min, 2 streams\n"
+    (listed,) = json.loads(run("list", "--json").stdout)
+    assert (listed["limits"]["aliases"], listed["limits"]["requests_per_minute"]) == (None, 10)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "nothing to change is given"),
+        (["--aliases", "Default"], "alias is 'Default'; it must be"),
+        (["--aliases", ""], "alias is ''; it must be"),
+        (["--requests-per-minute", "-1"], "--requests-per-minute"),
+        (["--tokens-per-minute", "9999999999"], "--tokens-per-minute"),
+    ],
+)
+def test_a_wrong_limit_says_what_is_wrong(arguments: list[str], says: str) -> None:
+    result = run("limit", made()["key_id"], *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_limiting_what_is_not_in_force_fails() -> None:
+    assert run("limit", "nobody", "--requests-per-minute", "1").exit_code == 1
+    token = made()
+    run("revoke", token["key_id"])
+    result = run("limit", token["key_id"], "--requests-per-minute", "1")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "there is no token" in result.stderr
+
+
 def test_revoking_what_is_not_in_force_fails() -> None:
     assert run("revoke", "nobody").exit_code == 1
     token = made()

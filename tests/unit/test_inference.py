@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -26,9 +27,11 @@ from grpc_server.domain.types import (
     ChatEvent,
     ChatRequest,
     Completed,
+    EmbedRequest,
     FinishReason,
     InferenceEnded,
     InferenceStarted,
+    Limits,
     Message,
     Priority,
     Role,
@@ -696,3 +699,78 @@ async def test_another_alias_leads_elsewhere() -> None:
     bench = Bench(FakeEngine(models=(BASE, "m:agent")), routes=routes)
     await bench.chat(ask(alias="agent"))
     assert bench.spool.starts[0].model_version == "m:agent"
+
+
+# Quotas
+
+
+def limited(**limits: Any) -> Caller:
+    return Caller("key", "billing", frozenset({Scope.INFER}), limits=Limits(**limits))
+
+
+async def test_a_quota_is_settled_with_what_the_engine_counted() -> None:
+    bench = Bench()
+    caller = limited(tokens_per_minute=600)
+    await bench.chat(ask(max_tokens=512), caller=caller)  # reserves 513 of 600
+    used = bench.end().usage
+    left = 600 - used.input_tokens - used.output_tokens
+    with pytest.raises(Exhausted, match=f"{600 - left} are in use, and this request needs {left + 1}"):
+        await bench.chat(ask(max_tokens=left), caller=caller)
+    await bench.chat(ask(max_tokens=left - 1), caller=caller)
+    assert [type(error) for error in bench.seen.refusals] == [Exhausted]
+
+
+async def test_a_cancelled_stream_counts_its_prompt_and_what_it_wrote() -> None:
+    bench = Bench(FakeEngine(hold=asyncio.Event(), hold_at=2))
+    caller = limited(tokens_per_minute=100)
+    task = asyncio.create_task(bench.chat(ask("x" * 80, max_tokens=80), caller=caller))
+    await until(bench.engine.streaming)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    with pytest.raises(Exhausted, match="5 are in use"):
+        await bench.chat(ask(max_tokens=99), caller=caller)
+
+
+async def test_what_was_never_accepted_uses_no_tokens_and_holds_no_stream() -> None:
+    bench = Bench(spool=FakeSpool(full=True))
+    caller = limited(tokens_per_minute=513, concurrent_streams=1)
+    for _ in range(3):
+        with pytest.raises(SpoolFull):
+            await bench.chat(caller=caller)
+    bench.spool.full = False
+    await bench.chat(caller=caller)
+
+
+async def test_a_caller_runs_as_many_streams_as_it_may_and_others_are_not_hindered() -> None:
+    hold = asyncio.Event()
+    bench = Bench(FakeEngine(hold=hold, parallel=8))
+    caller = limited(concurrent_streams=2)
+    running = [asyncio.create_task(bench.chat(caller=caller)) for _ in range(2)]
+    await until(bench.engine.streaming)
+    with pytest.raises(Exhausted, match="concurrent_streams of this caller is 2"):
+        await bench.chat(caller=caller)
+    running.append(asyncio.create_task(bench.chat(caller=CALLER)))
+    hold.set()
+    await asyncio.gather(*running)
+    await bench.chat(caller=caller)
+
+
+async def test_an_alias_that_a_caller_may_not_name_is_denied_before_anything_is_counted() -> None:
+    bench = Bench()
+    caller = Caller("key", "n", frozenset({Scope.INFER}), limits=Limits(1, aliases=frozenset({"default"})))
+    with pytest.raises(PermissionDenied, match="may not ask the alias 'agent'"):
+        await bench.chat(ask(alias="agent"), caller=caller)
+    await bench.chat(caller=caller)
+    with pytest.raises(Exhausted, match="requests_per_minute"):
+        await bench.chat(caller=caller)
+
+
+async def test_vectors_and_counting_use_tokens_too_and_no_more_than_they_read() -> None:
+    bench = Bench()
+    caller = limited(tokens_per_minute=100)
+    texts = EmbedRequest(("x" * 200, "x" * 120))
+    embedded, _ = await bench.pipeline.embed(caller, texts)
+    counted, _ = await bench.pipeline.count_tokens(caller, ask("x" * 40, max_tokens=8192))
+    used = embedded.input_tokens + counted
+    with pytest.raises(Exhausted, match=f"100, {used} are in use"):
+        await bench.pipeline.embed(caller, EmbedRequest(("x" * 400,)))

@@ -17,7 +17,7 @@ from grpc_server.adapters.credentials import AnyCredential
 from grpc_server.adapters.jwks import Jwks
 from grpc_server.adapters.jwt_tokens import JwtAuthenticator, JwtRules, key_id_of
 from grpc_server.domain.errors import Unauthenticated
-from grpc_server.domain.types import Caller, Scope
+from grpc_server.domain.types import Caller, Limits, Scope
 from tests.fakes import FakeAuthenticator, FakeClock
 from tests.jwts import (
     AUDIENCE,
@@ -56,7 +56,7 @@ async def let_in(text: str, **changes: Any) -> Caller:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_token_of_the_issuer_speaks_for_its_subject(kind: str) -> None:
     caller = await let_in(token(kind))
-    assert (caller.name, caller.scopes) == ("billing", {Scope.INFER, Scope.FEEDBACK})
+    assert (caller.name, caller.scopes) == ("billing", frozenset({Scope.INFER, Scope.FEEDBACK}))
     assert caller.key_id == key_id_of(ISSUER, "billing")
 
 
@@ -144,7 +144,9 @@ WRONG: dict[str, Callable[[], str]] = {
     "expired": lambda: token(exp=int(time.time()) - 60),
     "no exp": lambda: token(exp=None),
     "exp is text": lambda: token(exp="soon"),
-    "exp without end": lambda: signed_by_hand(HEADER, json.dumps(claims()).replace('"exp": ', '"exp": 1e999, "x": ')),
+    "exp without end": lambda: signed_by_hand(
+        HEADER, json.dumps(claims()).replace('"exp": ', '"exp": 1e999, "x": ')
+    ),
     "not yet valid": lambda: token(nbf=int(time.time()) + 120),
     "made in the future": lambda: token(iat=int(time.time()) + 120),
     "no subject": lambda: token(sub=None),
@@ -212,6 +214,20 @@ async def test_the_name_comes_from_the_claim_that_is_set_and_must_be_one() -> No
     for bad in (None, "", "a\nb", "x" * 101, 7, ["x"]):
         with pytest.raises(Unauthenticated):
             await let_in(token(email=bad), name_claim="email")
+
+
+async def test_limits_come_from_the_token_and_for_the_rest_from_the_settings() -> None:
+    default = Limits(requests_per_minute=10, aliases=frozenset({"default"}))
+    assert (await let_in(token(), limits=default)).limits == default
+    own = {"requests_per_minute": 99, "concurrent_streams": 2}
+    caller = await let_in(token(agentloop_limits=own), limits=default)
+    assert caller.limits == Limits(99, None, 2, frozenset({"default"}))
+    nested = await let_in(token(x={"y": {"aliases": None}}), limits=default, limits_claim="x.y")
+    assert nested.limits == Limits(10)
+    wrongs: tuple[Any, ...] = ({"requests": 5}, {"requests_per_minute": "many"}, [], "none", 7)
+    for wrong in wrongs:
+        with pytest.raises(Unauthenticated):
+            await let_in(token(agentloop_limits=wrong))
 
 
 @given(text=st.text() | st.text(alphabet="abcABC019-_.=", max_size=60))

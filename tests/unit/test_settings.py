@@ -120,10 +120,16 @@ def test_a_secret_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPat
         ("SERVER_ID", "a\nb", "is not a server id"),
         ("MODEL_NAME", "a:b", "AGENTLOOP_MODEL_NAME"),
         ("LOG_LEVEL", "loud", "AGENTLOOP_LOG_LEVEL"),
-        ("JWKS", "http://keys.test/set", "is no place of keys; write a path, an https URL, or an http URL of"),
+        (
+            "JWKS",
+            "http://keys.test/set",
+            "is no place of keys; write a path, an https URL, or an http URL of",
+        ),
         ("JWKS", "ftp://127.0.0.1/set", "is no place of keys"),
         ("JWKS", "https:///set", "is no place of keys"),
         ("JWKS", "keys.json", "AGENTLOOP_JWKS needs AGENTLOOP_JWT_ISSUER and AGENTLOOP_JWT_AUDIENCE too"),
+        ("JWT_ALIASES", "default,Agent", "alias is 'Agent'; it must be 1 to 64 of a-z"),
+        ("JWT_ALIASES", ",", "alias is ''; it must be 1 to 64 of a-z"),
         ("CACHE_SECONDS", "2.1", "AGENTLOOP_CACHE_SECONDS is '2.1': Input should be less than or equal to 2"),
     ],
 )
@@ -140,7 +146,11 @@ def test_a_wrong_value_is_named_with_its_variable(
     "place", ["keys.json", "https://keys.test/set", "http://localhost:8000/set", "http://[::1]/set"]
 )
 def test_keys_of_jwts_are_a_file_or_a_safe_url(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
-    for name, value in (("JWKS", place), ("JWT_ISSUER", "https://issuer.test"), ("JWT_AUDIENCE", "agent-loop")):
+    for name, value in (
+        ("JWKS", place),
+        ("JWT_ISSUER", "https://issuer.test"),
+        ("JWT_AUDIENCE", "agent-loop"),
+    ):
         monkeypatch.setenv(f"AGENTLOOP_{name}", value)
     assert Settings().jwks == place
 
