@@ -17,6 +17,7 @@ import httpx
 import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from agentloop.v1 import (
     feedback_pb2,
@@ -74,8 +75,9 @@ class QuotingEngine(FakeEngine):
 def text_fields(message: Descriptor, before: Step = ()) -> Iterator[Step]:
     """The way to each text field of a message, and of the messages in it."""
     for field in message.fields:
-        if field.type == FieldDescriptor.TYPE_MESSAGE and field.message_type.file.package == "agentloop.v1":
-            yield from text_fields(field.message_type, (*before, field))
+        inner = field.message_type
+        if inner is not None and inner.file.package == "agentloop.v1":
+            yield from text_fields(inner, (*before, field))
         elif field.type == FieldDescriptor.TYPE_STRING:
             yield (*before, field)
 
@@ -116,7 +118,7 @@ def base_of(message: Descriptor) -> Message:
             )
         ),
     }
-    return bases.get(message.name) or message._concrete_class()
+    return bases.get(message.name) or GetMessageClass(message)()
 
 
 @pytest.fixture
