@@ -42,7 +42,7 @@ def retain_months(
     as_json: Json = False,
 ) -> None:
     """Drop the months that are older, with their feedback and dead letters. What no night learned stays."""
-    with _told(), _database() as (settings, dsn):
+    with told(), database() as (settings, dsn):
         retained = retain(
             dsn,
             months,
@@ -75,7 +75,7 @@ def _print(retained: Retained, letters: int) -> None:
 
 
 @contextlib.contextmanager
-def _database() -> Iterator[tuple[Settings, str]]:
+def database() -> Iterator[tuple[Settings, str]]:
     """The settings, and the DSN of the database that they name, or of the local one."""
     settings = Settings()
     dsn = settings.database_url.get_secret_value()
@@ -89,16 +89,17 @@ def _database() -> Iterator[tuple[Settings, str]]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Failures in a sentence, with an exit code."""
     try:
         yield
     except ValidationError as error:
-        _fail(explain(error), USAGE)
+        fail(explain(error), USAGE)
     except (AgentLoopError, LocalPostgresError, OSError, ValueError) as error:
-        _fail(str(error), FAILED)
+        fail(str(error), FAILED)
 
 
-def _fail(text: str, code: int) -> NoReturn:
+def fail(text: str, code: int) -> NoReturn:
+    """Say why, and end with `code`."""
     typer.echo(f"error: {text}", err=True)
     raise typer.Exit(code)

@@ -263,6 +263,36 @@ def report(cycle: Cycle) -> None:
         typer.echo(step.run(cycle))
 
 
+@app.command()
+def erase(
+    cycles: Annotated[Path, typer.Option(envvar="AGENTLOOP_CYCLES_DIR", help="The folder of all cycles.")],
+    erasure_id: Annotated[str, typer.Option(help="The erasure's id, which its tombstones have.")],
+    by: Annotated[str, typer.Option(help="Who asked for it.")],
+    caller: Annotated[str, typer.Option(help="Whose words go.")] = "",
+    session: Annotated[str, typer.Option(help="The session whose words go.")] = "",
+    ids: Annotated[
+        Path | None,
+        typer.Option(
+            help="Ids of inferences that teach what must go, one a line.", exists=True, dir_okay=False
+        ),
+    ] = None,
+    state_dir: StateDir = Path("var"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take a caller's, or a session's, words out of every cycle. `python -m grpc_server erase` runs this."""
+    from training import asking
+    from training import erase as step
+
+    with _explained():
+        erasure = step.Erasure(erasure_id, step.Subject(caller, session), by)
+        known = ids.read_text(encoding="ascii").split() if ids else ()
+        found = step.run(cycles, erasure, known, dry_run=dry_run)
+        if not dry_run and any("evaluated" in one["counts"] for one in found["cycles"]):
+            asking.forget(state_dir)
+    _say(found, as_json, step.told(found, dry_run=dry_run))
+
+
 def _serving(place: Place) -> str:
     """The model version that the route names; empty, which is told, if the live server does not say."""
     import asyncio

@@ -176,3 +176,9 @@ class Cache:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(answer, ensure_ascii=False, sort_keys=True) + "\n")
+
+
+def forget(state_dir: Path) -> None:
+    """Delete every answer that is kept; what is asked again is answered again."""
+    for path in (state_dir / "cache" / "evaluation").glob("*.jsonl"):
+        path.unlink(missing_ok=True)

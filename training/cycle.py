@@ -338,7 +338,7 @@ def write_manifest(cycle: Path) -> dict[str, Any]:
     """Write manifest.json, the last file of a cycle, and return it.
 
     It holds sha256 and size of every file of the cycle, what each output says it was made of (`inputs`), and
-    every step's duration, peak memory, versions and seed.
+    every step's duration, peak memory, versions and seed. Its `erasures` stay: they tell what is gone.
     """
     files, inputs = {}, {}
     for path in sorted(cycle.rglob("*")):
@@ -351,6 +351,7 @@ def write_manifest(cycle: Path) -> dict[str, Any]:
             made_of = _inputs_in(path)
             if made_of is not None:
                 inputs[str(relative)] = made_of
+    before = read_json(cycle / MANIFEST) if (cycle / MANIFEST).is_file() else {}
     steps = {path.stem: read_json(path) for path in sorted((cycle / _STEPS).glob("*.json"))}
     manifest = {
         "cycle_id": cycle.resolve().name,
@@ -358,6 +359,7 @@ def write_manifest(cycle: Path) -> dict[str, Any]:
         "files": files,
         "inputs": inputs,
         "steps": steps,
+        "erasures": before.get("erasures", []),
         "seconds": round(sum(each["seconds"] for each in steps.values()), 3),
         "peak_memory_gb": max((each["peak_memory_gb"] for each in steps.values()), default=0.0),
     }

@@ -22,6 +22,7 @@ from psycopg import AsyncConnection
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from grpc_server.adapters.erased import unerased
 from grpc_server.adapters.postgres_events import note
 from grpc_server.adapters.postgres_text import from_text, to_json, to_text
 from grpc_server.adapters.postgres_tokens import add_token, limit_token, read_tokens, revoke_token
@@ -140,14 +141,8 @@ class PostgresStore:
             StoreUnavailable: nothing was stored, or the answer was lost; do it again.
             ValueError: a record that the database will never take; nothing was stored.
         """
-        rows = [_Rows()]
-        for record in records:
-            if isinstance(record, ServerStarted):
-                rows.append(_Rows(server_started=record))
-            else:
-                rows[-1].add(record)
         async with self._connection() as connection:
-            for one in rows:
+            for one in _sorted(await unerased(connection, records)):
                 await one.store(connection)
 
     async def add_dead_letter(self, what: LogRecord | Corrupt, reason: str) -> None:
@@ -262,6 +257,17 @@ class PostgresStore:
             raise translate(error) from error
         except (OverflowError, RecursionError) as error:
             raise ValueError(f"a value that the database cannot hold: {error}") from error
+
+
+def _sorted(records: Sequence[LogRecord]) -> list[_Rows]:
+    """By table, and by the starts of servers in between. Raises ValueError for what JSON cannot hold."""
+    rows = [_Rows()]
+    for record in records:
+        if isinstance(record, ServerStarted):
+            rows.append(_Rows(server_started=record))
+        else:
+            rows[-1].add(record)
+    return rows
 
 
 class _Rows:

@@ -50,6 +50,8 @@ from grpc_server.domain.types import (
 )
 
 SEGMENT_BYTES = 8 << 20
+SEGMENT_SECONDS = 60.0
+"""After this a new segment begins once all of it is stored: what callers wrote need not stay on this disk."""
 END_BYTES = 256 << 10
 """Space kept back for one end record: 8,192 tokens of 10 escaped bytes each, three times over."""
 BATCH_BYTES = 8 << 20
@@ -66,6 +68,7 @@ class _Segment:
     base: int
     size: int = 0
     descriptor: int = -1
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def end(self) -> int:
@@ -164,6 +167,7 @@ class FileSpool:
         while self._flusher is not None and not self._flusher.done():
             await self._flusher
         await asyncio.get_running_loop().run_in_executor(self._writer, self._close_files)
+        self._delete_stored()  # the last segment too, if nothing in it waits
         self._writer.shutdown()
         self._reader.shutdown()
 
@@ -343,7 +347,11 @@ class FileSpool:
             return
         data = b"".join(waiting.frame for waiting in taken)
         active = self._active
-        if active is None or active.size + len(data) > max(self._segment_bytes, len(data)):
+        if (
+            active is None
+            or active.size + len(data) > max(self._segment_bytes, len(data))
+            or self._is_spent()
+        ):
             active = self._begin_segment(len(data))
         try:
             disk.write_all(active.descriptor, data, active.size)
@@ -362,6 +370,13 @@ class FileSpool:
                 self._open.add(waiting.record.id)
             elif isinstance(waiting.record, InferenceEnded):
                 self._open.discard(waiting.record.id)
+
+    def _is_spent(self) -> bool:
+        """Whether all of the segment being written is stored, and has been readable for long enough."""
+        with self._guard:
+            active = self._active
+            stored = active is not None and active.size > 0 and active.end <= self._position
+        return stored and active is not None and time.monotonic() - active.begun > SEGMENT_SECONDS
 
     def _put_ends(self, ends: list[_Waiting]) -> None:
         """The disk refuses: ends go into the reserve, and where even that fails they wait in memory."""

@@ -221,6 +221,27 @@ async def test_a_record_that_json_cannot_hold_harms_no_other(spool: FileSpool) -
     assert len(await contents(spool)) == 1
 
 
+async def test_what_is_stored_does_not_stay_in_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = new_spool(tmp_path)
+    await spool.open()
+    await spool.append(make.started(session_id="first"))
+    await consume(spool)
+    await spool.append(make.started(session_id="second"))  # in the same segment, which is young
+    assert len(list(tmp_path.glob("*.log"))) == 1
+    monkeypatch.setattr(spool_module, "SEGMENT_SECONDS", 0.0)
+    await spool.append(make.started(session_id="third"))  # the second waits still
+    await consume(spool)
+    await spool.append(make.started(session_id="fourth"))
+    await consume(spool)
+    (segment,) = tmp_path.glob("*.log")
+    assert b"fourth" in segment.read_bytes()
+    assert b"third" not in segment.read_bytes()
+    await spool.close()
+    assert list(tmp_path.glob("*.log")) == []
+
+
 # Bounds
 
 

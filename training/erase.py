@@ -1,0 +1,315 @@
+"""Takes what a caller, or a session, said out of every cycle: snapshots, datasets, evaluations, pages.
+
+`python -m grpc_server erase` runs it, after the rows of the log. In each cycle the tombstone comes first
+(`erasures` of manifest.json: what goes, when, by whom; nothing of who it was), then datasets and evaluations,
+then, when no cycle's are left, the snapshots, which tell whose an example was: so the next attempt finishes
+one that was killed. Weights are not changed: the tombstones name the model versions that learned from what is
+gone. The next night trains the untouched base without it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+from training import cycle
+
+SNAPSHOT = Path("snapshot", "inferences.parquet")
+_LINES = ("dataset/train.jsonl", "dataset/gate.jsonl")
+_BATCH_ROWS = 1000
+
+Line = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whose words go: one of the two is set."""
+
+    caller: str = ""
+    session: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.caller) == bool(self.session):
+            raise ValueError("name either a caller or a session, not both and not neither")
+
+    def row(self, row: Line) -> bool:
+        """Whether a snapshot's row is theirs."""
+        return bool(row["caller"] == self.caller if self.caller else row["session_id"] == self.session)
+
+    def feedback(self, said: Line) -> bool:
+        """Whether feedback is theirs."""
+        return bool(self.caller and said.get("caller") == self.caller)
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """One erasure: its id is that of the log's, `at` when it was asked for, `by` whoever asked."""
+
+    id: str
+    subject: Subject
+    by: str
+    at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def run(cycles: Path, erasure: Erasure, ids: Iterable[str] = (), *, dry_run: bool = False) -> dict[str, Any]:
+    """Erase in every cycle of the folder `cycles`; return what went, or would go, cycle by cycle.
+
+    `ids` are inferences of which the log knows that they teach what must go.
+
+    Raises:
+        StepRunningError: if a step of a cycle runs now; nothing of that cycle was changed.
+    """
+    found = _cycles(cycles)
+    hit = _taught(found, erasure.subject, ids)
+    plans = [plan for each in found if (plan := _plan(each, erasure, hit))["counts"]]
+    if not dry_run:
+        with _held(Path(plan["path"]) for plan in plans):
+            for plan in plans:
+                _bury(Path(plan["path"]), erasure, plan)
+            for plan in plans:
+                _rewrite_lines(Path(plan["path"]), hit)
+            for plan in plans:
+                _rewrite_snapshot(Path(plan["path"]), erasure.subject)
+    finished = [each for each in found if _is_buried(each, erasure.id)]
+    if not dry_run:
+        for each in finished:
+            _retell(each)
+    told = [_tombstone(each, erasure.id) for each in finished] if not dry_run else plans
+    return {
+        "cycles": [{key: one[key] for key in ("cycle_id", "counts", "learned_by")} for one in told],
+        "learned_by": sorted({one["learned_by"] for one in told if one["learned_by"]}),
+    }
+
+
+def _cycles(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = []
+    for each in sorted(folder.iterdir()):
+        try:
+            cycle.started_at(each.name)
+        except ValueError:
+            continue
+        found.append(each)
+    return found
+
+
+# What there is of it.
+
+
+def _taught(found: Iterable[Path], subject: Subject, ids: Iterable[str]) -> frozenset[str]:
+    """The inferences in datasets that go; those of a snapshot that no dataset has are of no account here."""
+    found = list(found)
+    lines = [line for each in found for name in _LINES for line in _read(each / name)]
+    known = {str(line["inference_id"]) for line in lines}
+    hit = {
+        str(one["inference_id"]) for one in lines if subject.session and one["session_id"] == subject.session
+    }
+    hit |= known.intersection(ids)
+    for each in found:
+        for row in _rows(each):
+            if row["inference_id"] in known and (subject.row(row) or _their_feedback(row, subject)):
+                hit.add(row["inference_id"])
+    return frozenset(hit)
+
+
+def _plan(directory: Path, erasure: Erasure, hit: frozenset[str]) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    for name in _LINES:
+        counts[Path(name).stem] = sum(line["inference_id"] in hit for line in _read(directory / name))
+    counts["evaluated"] = sum(
+        line["item_id"] in hit for path in _evaluations(directory) for line in _read(path)
+    )
+    for row in _rows(directory):
+        if erasure.subject.row(row):
+            counts["snapshot"] += 1
+        else:
+            counts["feedback"] += _their_feedback(row, erasure.subject)
+    return {
+        "path": str(directory),
+        "cycle_id": directory.name,
+        "counts": {name: count for name, count in sorted(counts.items()) if count},
+        "learned_by": _model_version(directory) if counts["train"] else "",
+    }
+
+
+def _their_feedback(row: Line, subject: Subject) -> int:
+    """How much of a row's feedback is theirs; 0 where its JSON has another form than the log's."""
+    if not subject.caller or (row["feedback_json"] or "[]") == "[]":
+        return 0
+    try:
+        return sum(subject.feedback(one) for one in json.loads(row["feedback_json"]))
+    except (ValueError, TypeError, AttributeError):
+        return 0
+
+
+def _model_version(directory: Path) -> str:
+    """The version that was trained on the cycle's dataset; empty if it came to none."""
+    gate = directory / "gate.json"
+    if gate.is_file():
+        return str(cycle.read_json(gate)["candidate"]["model_version"])
+    trained = (directory / "model.gguf").is_file() or (directory / "adapter").is_dir()
+    return f"of {directory.name}, without a verdict" if trained else ""
+
+
+def _evaluations(directory: Path) -> list[Path]:
+    return sorted((directory / "evaluation").glob("*.jsonl"))
+
+
+def _rows(directory: Path) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
+
+    if not (directory / SNAPSHOT).is_file():
+        return
+    with parquet.ParquetFile(directory / SNAPSHOT) as file:
+        columns = ["inference_id", "caller", "session_id", "feedback_json"]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            yield from batch.to_pylist()
+
+
+def _read(path: Path) -> Iterator[dict[str, Any]]:
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            yield from map(json.loads, lines)
+
+
+# The tombstone.
+
+
+def _bury(directory: Path, erasure: Erasure, plan: Mapping[str, Any]) -> None:
+    """Say in manifest.json what goes, before it does; what an attempt before this one has said stays."""
+    path = directory / cycle.MANIFEST
+    manifest: dict[str, Any] = cycle.read_json(path) if path.is_file() else {"cycle_id": directory.name}
+    before = _tombstone(directory, erasure.id)
+    counts = Counter(before.get("counts", {})) | Counter(plan["counts"])  # the greater of the two
+    tombstone = {
+        "id": erasure.id,
+        "kind": "caller" if erasure.subject.caller else "session",
+        "at": before.get("at", erasure.at),
+        "by": before.get("by", erasure.by),
+        "cycle_id": directory.name,
+        "counts": dict(sorted(counts.items())),
+        "learned_by": before.get("learned_by") or plan["learned_by"],
+    }
+    others = [one for one in manifest.get("erasures", ()) if one["id"] != erasure.id]
+    cycle.write_json(path, {**manifest, "erasures": [*others, tombstone]})
+
+
+def _tombstone(directory: Path, erasure_id: str) -> dict[str, Any]:
+    manifest = directory / cycle.MANIFEST
+    erasures = cycle.read_json(manifest).get("erasures", ()) if manifest.is_file() else ()
+    found: dict[str, Any] = next((one for one in erasures if one["id"] == erasure_id), {})
+    return found
+
+
+def _is_buried(directory: Path, erasure_id: str) -> bool:
+    return bool(_tombstone(directory, erasure_id))
+
+
+def _retell(directory: Path) -> None:
+    """The page anew, which quotes examples, and the manifest, which has every file's sha256."""
+    from training import report
+
+    if (directory / report.PAGE).is_file():
+        report.run(directory)
+    cycle.write_manifest(directory)
+
+
+# Each file appears whole. A record comes before its file: where a kill parts them, the file still has what
+# the next attempt looks for, and both are written again.
+
+
+def _rewrite_lines(directory: Path, hit: frozenset[str]) -> None:
+    record = directory / "dataset" / "dataset.json"
+    if record.is_file():
+        kept = {
+            Path(name).stem: sum(line["inference_id"] not in hit for line in _read(directory / name))
+            for name in _LINES
+        }
+        cycle.write_json(record, {**cycle.read_json(record), **kept})
+    for name in _LINES:
+        _without(directory / name, lambda line: line["inference_id"] in hit)
+    for path in _evaluations(directory):
+        _without(path, lambda line: line["item_id"] in hit)
+
+
+def _without(path: Path, gone: Callable[[Line], bool]) -> None:
+    if not any(map(gone, _read(path))):
+        return
+    with (
+        path.open(encoding="utf-8") as lines,
+        cycle.new_file(path) as building,
+        building.open("w", encoding="utf-8") as new,
+    ):
+        new.writelines(line for line in lines if not gone(json.loads(line)))
+
+
+def _rewrite_snapshot(directory: Path, subject: Subject) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    path, record = directory / SNAPSHOT, directory / SNAPSHOT.parent / "snapshot.json"
+    if not any(subject.row(row) or _their_feedback(row, subject) for row in _rows(directory)):
+        return
+    rows = feedback = 0
+    with cycle.new_file(path) as building:
+        with (
+            parquet.ParquetFile(path) as file,
+            parquet.ParquetWriter(building, file.schema_arrow, compression="zstd") as writer,
+        ):
+            for batch in file.iter_batches(_BATCH_ROWS):
+                kept = [_without_feedback(row, subject) for row in batch.to_pylist() if not subject.row(row)]
+                writer.write_batch(pa.RecordBatch.from_pylist(kept, schema=file.schema_arrow))
+                rows += len(kept)
+                feedback += sum(max(row["feedback_count"], 0) for row in kept)
+        told = cycle.read_json(record)
+        files = {**told["files"], SNAPSHOT.name: cycle.sha256(building)}
+        cycle.write_json(record, {**told, "rows": rows, "feedback_rows": feedback, "files": files})
+
+
+def _without_feedback(row: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    if not _their_feedback(row, subject):
+        return row
+    kept = [one for one in json.loads(row["feedback_json"]) if not subject.feedback(one)]
+    return {
+        **row,
+        "feedback_json": json.dumps(kept, ensure_ascii=False),
+        "feedback_count": len(kept),
+        "demonstrations": sum(one["demonstration"] is not None for one in kept),
+    }
+
+
+@contextmanager
+def _held(directories: Iterable[Path]) -> Iterator[None]:
+    """No step of these cycles runs, or begins, while the block does."""
+    with ExitStack() as stack:
+        for directory in directories:
+            steps = directory / "steps"
+            for path in sorted(steps.glob(".*.lock")) if steps.is_dir() else ():
+                _hold(stack.enter_context(path.open("w")), f"{path.stem[1:]} of {directory.name}")
+        yield
+
+
+def _hold(lock: IO[str], what: str) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise cycle.StepRunningError(f"{what} is running now; erase again when it is done") from None
+
+
+def told(record: Mapping[str, Any], *, dry_run: bool) -> str:
+    """The record in words."""
+    verb = "would go" if dry_run else "went"
+    lines = [
+        f"{one['cycle_id']}: {verb}: {', '.join(f'{count} {name}' for name, count in one['counts'].items())}"
+        for one in record["cycles"]
+    ]
+    learned = ", ".join(record["learned_by"])
+    return "\n".join([*lines, f"learned by: {learned}" if learned else "no model has learned from it"])
