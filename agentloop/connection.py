@@ -9,6 +9,7 @@
 
 What is not given is read from AGENTLOOP_SERVER, AGENTLOOP_TOKEN, AGENTLOOP_TOKEN_FILE, AGENTLOOP_CA_FILE.
 A token's file is read again when it has changed, so that a token can be replaced under a running program.
+A server that asks for a caller's certificate gets AGENTLOOP_CLIENT_CERT_FILE, with AGENTLOOP_CLIENT_KEY_FILE.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class Connection:
     tls: bool
     token_source: Callable[[], str] = field(repr=False, default=str)
     ca_pem: bytes | None = field(repr=False, default=None)
+    key_pem: bytes | None = field(repr=False, default=None)
+    certificate_pem: bytes | None = field(repr=False, default=None)
 
     @property
     def token(self) -> str:
@@ -65,14 +68,17 @@ class Connection:
     def open(self) -> grpc.Channel:
         """A channel for `Client`."""
         if self.tls:
-            return grpc.secure_channel(self.target, grpc.ssl_channel_credentials(self.ca_pem), _OPTIONS)
+            return grpc.secure_channel(self.target, self._tls(), _OPTIONS)
         return grpc.insecure_channel(self.target, _OPTIONS)
 
     def open_async(self) -> grpc.aio.Channel:
         """A channel for `AsyncClient`."""
         if self.tls:
-            return grpc.aio.secure_channel(self.target, grpc.ssl_channel_credentials(self.ca_pem), _OPTIONS)
+            return grpc.aio.secure_channel(self.target, self._tls(), _OPTIONS)
         return grpc.aio.insecure_channel(self.target, _OPTIONS)
+
+    def _tls(self) -> grpc.ChannelCredentials:
+        return grpc.ssl_channel_credentials(self.ca_pem, self.key_pem, self.certificate_pem)
 
 
 def _trace() -> tuple[tuple[str, str], ...]:
@@ -105,7 +111,18 @@ def connection(
             f"server is {address!r}; it must be host:port, grpc://host:port or grpcs://…"
         )
     tls = scheme == "grpcs" or (scheme == "" and not _LOOPBACK.fullmatch(rest))
-    return Connection(rest, tls, _token(token, token_file), _read(ca_file, "CA file") if ca_file else None)
+    ca_pem = _read(ca_file, "CA file") if ca_file else None
+    return Connection(rest, tls, _token(token, token_file), ca_pem, *_identity())
+
+
+def _identity() -> tuple[bytes | None, bytes | None]:
+    """The key and the certificate of a caller whose server asks for one; none: None."""
+    key, certificate = (os.environ.get(f"AGENTLOOP_CLIENT_{name}_FILE") for name in ("KEY", "CERT"))
+    if not key and not certificate:
+        return None, None
+    if not key or not certificate:
+        raise ConfigurationError("AGENTLOOP_CLIENT_CERT_FILE and AGENTLOOP_CLIENT_KEY_FILE need each other")
+    return _read(key, "client's key"), _read(certificate, "client's certificate")
 
 
 class TokenFile:

@@ -150,6 +150,16 @@ class Settings(BaseSettings):
     allow_plaintext: bool = Field(
         default=False, description="Listen on addresses that other machines reach, without TLS."
     )
+    tls_cert_file: Place | None = Field(
+        default=None,
+        description="PEM: the certificate of both ports, then those between it and its authority; read again"
+        " when it changes.",
+    )
+    tls_key_file: Place | None = Field(default=None, description="PEM, not encrypted: its key.")
+    tls_client_ca_file: Place | None = Field(
+        default=None,
+        description="PEM: callers of both ports must show a certificate of one of these authorities.",
+    )
     context_tokens: int = Field(default=4096, ge=256, le=131072, description="Tokens of one conversation.")
     parallel: int = Field(default=4, ge=1, le=256, description="Generations at once.")
     threads: int = Field(
@@ -293,6 +303,10 @@ class Settings(BaseSettings):
                 f"{PREFIX}JWKS needs {PREFIX}JWT_ISSUER and {PREFIX}JWT_AUDIENCE too: without them the"
                 " tokens of any service of that issuer would be taken"
             )
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError(f"{PREFIX}TLS_CERT_FILE and {PREFIX}TLS_KEY_FILE need each other")
+        if self.tls_client_ca_file is not None and self.tls_cert_file is None:
+            raise ValueError(f"{PREFIX}TLS_CLIENT_CA_FILE needs {PREFIX}TLS_CERT_FILE")
         return self
 
     @classmethod

@@ -37,6 +37,7 @@ from grpc_server.servicers.health import HealthServicer
 from grpc_server.servicers.inference import InferenceServicer
 from grpc_server.servicers.models import ModelServicer
 from grpc_server.settings import Settings, is_loopback, split_address
+from grpc_server.tls import Certificates
 from grpc_server.tracing import silent
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ async def listen(
     What it is given stays open: whoever opened it closes it.
 
     Raises:
-        Precondition: for an address that other machines reach, unless `allow_plaintext`.
+        Precondition: for an address that other machines reach, without TLS, unless `allow_plaintext`; for
+            TLS files that are none.
         OSError: if an address cannot be had.
     """
     refuse_plaintext(settings)
@@ -112,7 +114,9 @@ async def listen(
             tracer=tracer,
             unread_seconds=settings.unread_seconds,
         )
-        http_address = await stack.enter_async_context(listening(app, settings.http_address))
+        certificates = await stack.enter_async_context(_certificates(settings))
+        context = None if certificates is None else certificates.http_context()
+        http_address = await stack.enter_async_context(listening(app, settings.http_address, context))
         listener = grpc.aio.server(
             options=OPTIONS,
             interceptors=[TraceInterceptor(tracer), ErrorInterceptor(), AuthInterceptor(authenticator)],
@@ -129,7 +133,7 @@ async def listen(
             (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),
             listener,
         )
-        grpc_address = _bind(listener, settings.grpc_address)
+        grpc_address = _bind(listener, settings.grpc_address, certificates)
         await _tell(health, metrics, readiness)
         await listener.start()
         stack.push_async_callback(listener.stop, min(settings.grace_seconds, STOP_SECONDS))
@@ -148,19 +152,40 @@ async def listen(
 
 def refuse_plaintext(settings: Settings) -> None:
     """Raises Precondition if tokens and prompts would cross a network unencrypted."""
+    if settings.tls_cert_file is not None:
+        return
     for name in ("grpc_address", "http_address"):
         address = getattr(settings, name)
         if not is_loopback(address) and not settings.allow_plaintext:
             raise Precondition(
-                f"{name} is {address}, which other machines reach, and there is no encryption; listen on"
-                " 127.0.0.1, or set allow_plaintext=true where the network is private"
+                f"{name} is {address}, which other machines reach, and there is no encryption; set"
+                " tls_cert_file and tls_key_file, listen on 127.0.0.1, or set allow_plaintext=true where the"
+                " network is private"
             )
 
 
-def _bind(listener: grpc.aio.Server, address: str) -> str:
+@contextlib.asynccontextmanager
+async def _certificates(settings: Settings) -> AsyncIterator[Certificates | None]:
+    """The certificates that are set, read again while the block runs."""
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        yield None
+        return
+    certificates = Certificates(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
+    task = asyncio.create_task(certificates.keep_reading(), name="read certificates")
+    try:
+        yield certificates
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _bind(listener: grpc.aio.Server, address: str, certificates: Certificates | None) -> str:
     host, _ = split_address(address)
     try:
-        port = listener.add_insecure_port(address)
+        if certificates is None:
+            port = listener.add_insecure_port(address)
+        else:
+            port = listener.add_secure_port(address, certificates.grpc_credentials())
     except RuntimeError as error:
         raise OSError(f"grpc_address {address} cannot be had: is another server running there?") from error
     return join_address(host, port)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -67,8 +68,8 @@ class _Quiet(uvicorn.Server):
 
 
 @contextlib.asynccontextmanager
-async def listening(app: FastAPI, address: str) -> AsyncIterator[str]:
-    """Serve while the block runs; gives the address with its real port.
+async def listening(app: FastAPI, address: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """Serve while the block runs, over TLS where a context is given; gives the address with its real port.
 
     Raises:
         OSError: if the address cannot be had.
@@ -90,6 +91,7 @@ async def listening(app: FastAPI, address: str) -> AsyncIterator[str]:
         timeout_keep_alive=5,
         timeout_graceful_shutdown=1,
         limit_concurrency=CONNECTIONS,
+        ssl_context_factory=None if tls is None else lambda *_: tls,
     )
     server = _Quiet(config)
     task = asyncio.create_task(server.serve(sockets=[listener]), name="http")

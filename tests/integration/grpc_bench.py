@@ -49,6 +49,7 @@ class Bench:
     settings: dict[str, Any] = field(default_factory=dict)
     queue_size: int = 64
     running: Running | None = None
+    folder: Path = Path()
     inference: Any = None
     tracer: Tracer | None = None
     listeners: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -59,6 +60,7 @@ class Bench:
 
     @contextlib.asynccontextmanager
     async def run(self, state_dir: Path) -> AsyncIterator[Bench]:
+        self.folder = state_dir
         settings = Settings(
             **{
                 "state_dir": state_dir,

@@ -130,6 +130,9 @@ def test_a_secret_file_that_is_missing_is_an_error(monkeypatch: pytest.MonkeyPat
         ("JWKS", "keys.json", "AGENTLOOP_JWKS needs AGENTLOOP_JWT_ISSUER and AGENTLOOP_JWT_AUDIENCE too"),
         ("JWT_ALIASES", "default,Agent", "alias is 'Agent'; it must be 1 to 64 of a-z"),
         ("JWT_ALIASES", ",", "alias is ''; it must be 1 to 64 of a-z"),
+        ("TLS_CERT_FILE", "a.crt", "AGENTLOOP_TLS_CERT_FILE and AGENTLOOP_TLS_KEY_FILE need each other"),
+        ("TLS_KEY_FILE", "a.key", "AGENTLOOP_TLS_CERT_FILE and AGENTLOOP_TLS_KEY_FILE need each other"),
+        ("TLS_CLIENT_CA_FILE", "ca.pem", "AGENTLOOP_TLS_CLIENT_CA_FILE needs AGENTLOOP_TLS_CERT_FILE"),
         ("CACHE_SECONDS", "2.1", "AGENTLOOP_CACHE_SECONDS is '2.1': Input should be less than or equal to 2"),
     ],
 )
