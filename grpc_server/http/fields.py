@@ -8,6 +8,9 @@ from typing import Any
 from grpc_server.domain.errors import InvalidArgument
 from grpc_server.domain.types import JsonObject
 
+MAX_NUMBER = 2**63
+"""No whole number here is as large: Python's have no end, and cannot all become floats."""
+
 _KINDS: dict[type, str] = {
     dict: "an object",
     list: "a list",
@@ -44,6 +47,8 @@ class Fields:
     def take(self, name: str, *kinds: type) -> Any:
         """The member, of one of the kinds; None if it is absent. Raises InvalidArgument."""
         value = self._values.pop(name, None)
+        if isinstance(value, int) and abs(value) >= MAX_NUMBER:
+            raise InvalidArgument(f"{self.place(name)} is out of range", self.place(name))
         if value is None or _is(value, kinds):
             return value
         must = " or ".join(_KINDS[each] for each in kinds)

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 import pytest
 from openai.types.chat import ChatCompletionToolParam
 
 from grpc_server.domain.errors import EngineFailed, EngineUnavailable, Exhausted
 from grpc_server.domain.types import FinishReason, Priority, Route, Status, Target, TargetRole
-from grpc_server.http import access, app
 from tests.fakes import BASE, FakeEngine, FakeRoutes, FakeRouteStore, FakeSpool
-from tests.integration.grpc_bench import TOKENS, Bench, until
+from tests.integration.grpc_bench import Bench, until
+from tests.integration.openai_bench import HELLO, calling, posting
 
-HELLO: Any = [{"role": "user", "content": "Hi"}]
 WEATHER: ChatCompletionToolParam = {
     "type": "function",
     "function": {
@@ -29,24 +25,6 @@ WEATHER: ChatCompletionToolParam = {
     },
 }
 CALL = '{"name": "weather", "arguments": {"city": "Bodø"}}'
-
-
-@asynccontextmanager
-async def calling(bench: Bench, token: str = "al_infer") -> AsyncIterator[openai.AsyncOpenAI]:
-    assert bench.running is not None
-    url = f"http://{bench.running.http_address}/v1"
-    http = openai.DefaultAsyncHttpxClient(trust_env=False)
-    async with openai.AsyncOpenAI(base_url=url, api_key=token, max_retries=0, http_client=http) as client:
-        yield client
-
-
-@asynccontextmanager
-async def posting(bench: Bench) -> AsyncIterator[httpx.AsyncClient]:
-    assert bench.running is not None
-    headers = {"authorization": "Bearer al_infer"}
-    url = f"http://{bench.running.http_address}"
-    async with httpx.AsyncClient(trust_env=False, base_url=url, headers=headers) as client:
-        yield client
 
 
 async def test_a_whole_answer_carries_the_inferences_id_its_version_and_its_tokens(tmp_path: Path) -> None:
@@ -272,120 +250,6 @@ async def test_a_priority_is_a_header_and_an_unknown_one_is_refused(tmp_path: Pa
         await asyncio.gather(*waiting)
 
 
-async def test_a_deadline_that_is_none_is_refused(tmp_path: Path) -> None:
-    body = {"model": "default", "messages": HELLO}
-    async with Bench().run(tmp_path) as bench, posting(bench) as client:
-        for value in ("0", "-1", "nan", "inf", "1e9", "soon", ""):
-            headers = {"x-deadline-seconds": value}
-            response = await client.post("/v1/chat/completions", json=body, headers=headers)
-            assert (response.status_code, response.json()["error"]["param"]) == (400, "x-deadline-seconds")
-
-
-async def test_a_body_that_is_no_json_object_is_refused(tmp_path: Path) -> None:
-    bodies = [
-        b"",
-        b"{",
-        b"[]",
-        b"\0",
-        b"\xff",
-        b'{"a": NaN}',
-        b"[" * 5000,
-        b"1" * 5000,
-        b'"' + b"\xff" * 9000,
-    ]
-    async with Bench().run(tmp_path) as bench, posting(bench) as client:
-        for body in bodies:
-            response = await client.post("/v1/chat/completions", content=body)
-            assert response.status_code == 400, body[:20]
-            assert response.json()["error"]["message"].startswith("the body is ")
-
-
-async def test_a_body_that_is_too_large_is_refused_and_not_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(access, "MAX_BODY_BYTES", 1000)
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for _ in range(3):
-            yield b" " * 500
-
-    async with Bench().run(tmp_path) as bench, posting(bench) as client:
-        for content in (b" " * 1001, pieces()):
-            response = await client.post("/v1/chat/completions", content=content)
-            assert (response.status_code, response.headers["connection"]) == (413, "close")
-
-
-async def test_a_body_that_does_not_come_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(access, "BODY_SECONDS", 0.05)
-    never = asyncio.Event()
-
-    async def stuck() -> AsyncIterator[bytes]:
-        yield b"{"
-        await never.wait()
-
-    async with Bench().run(tmp_path) as bench, posting(bench) as client:
-        call = asyncio.create_task(client.post("/v1/chat/completions", content=stuck()))
-        address = bench.running.http_address.split(":") if bench.running else []
-        reader, writer = await asyncio.open_connection(*address)
-        head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer al_infer\r\n"
-        writer.write(head + b"content-length: 9\r\n\r\n{")
-        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
-        writer.close()
-        call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
-
-
-async def test_a_head_that_does_not_come_is_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("grpc_server.http.listener.HEAD_SECONDS", 0.05)
-    async with Bench().run(tmp_path) as bench:
-        assert bench.running is not None
-        for whole in (False, True):
-            reader, writer = await asyncio.open_connection(*bench.running.http_address.split(":"))
-            if whole:  # the connection is kept for another request, which is then slow
-                writer.write(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
-                await reader.readuntil(b"alive")
-            writer.write(b"GET /heal")
-            with suppress(ConnectionResetError):
-                assert b"HTTP" not in await asyncio.wait_for(reader.read(), 4)
-            writer.close()
-
-
-async def test_a_reader_that_takes_nothing_gives_its_place_back(tmp_path: Path) -> None:
-    engine = FakeEngine(["x" * 100_000] * 200)
-    body = json.dumps({"model": "default", "messages": HELLO, "stream": True, "max_tokens": 8192}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer al_infer\r\n"
-    async with Bench(engine, settings={"unread_seconds": 0.2}).run(tmp_path) as bench:
-        assert bench.running is not None
-        _, writer = await asyncio.open_connection(*bench.running.http_address.split(":"), limit=1)
-        writer.write(head + b"content-length: %d\r\n\r\n%s" % (len(body), body))
-        await bench.until_ended()
-        assert engine.running == 0
-        writer.transport.abort()
-    assert bench.spool.ends[0].status is Status.CANCELLED
-    assert len(bench.spool.ends[0].answer["content"]) < 15_000_000
-
-
-async def test_callers_beyond_the_limit_are_refused_and_health_still_answers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(app, "MAX_OPEN", 1)
-    engine = FakeEngine(hold=asyncio.Event())
-    body = {"model": "default", "messages": HELLO}
-    async with Bench(engine).run(tmp_path) as bench, posting(bench) as client:
-        first = asyncio.create_task(client.post("/v1/chat/completions", json=body))
-        await asyncio.wait_for(engine.streaming.wait(), 10)
-        assert (await client.get("/v1/models")).status_code == 429
-        assert (await client.get("/healthz")).status_code == 200
-        assert engine.hold is not None
-        engine.hold.set()
-        assert (await first).status_code == 200
-        assert (await client.get("/v1/models")).status_code == 200
-
-
 async def test_a_shutdown_lets_a_stream_know_why_it_ends(tmp_path: Path) -> None:
     engine = FakeEngine(hold=asyncio.Event(), hold_at=1)
     async with (
@@ -398,17 +262,6 @@ async def test_a_shutdown_lets_a_stream_know_why_it_ends(tmp_path: Path) -> None
             async for _ in stream:
                 pass
         await closing
-
-
-async def test_no_other_origin_may_read_an_answer(tmp_path: Path) -> None:
-    async with Bench().run(tmp_path) as bench, posting(bench) as client:
-        asked = {"origin": "https://elsewhere.example", "access-control-request-method": "POST"}
-        response = await client.options("/v1/chat/completions", headers=asked)
-        assert response.status_code == 405
-        headers = {"origin": "https://elsewhere.example"}
-        body = {"model": "default", "messages": HELLO}
-        response = await client.post("/v1/chat/completions", json=body, headers=headers)
-        assert not [name for name in response.headers if name.startswith("access-control")]
 
 
 async def test_a_session_stays_with_its_version(tmp_path: Path) -> None:
@@ -424,48 +277,3 @@ async def test_a_session_stays_with_its_version(tmp_path: Path) -> None:
                 for _ in range(3)
             ]
             assert len({answer.model for answer in answers}) == 1
-
-
-OPEN = {"/healthz", "/readyz", "/metrics"}
-
-
-async def test_every_route_but_the_open_ones_refuses_every_bad_credential(tmp_path: Path) -> None:
-    """Made from the routes that there are, so that a new one cannot be forgotten."""
-    bad: dict[str, list[tuple[str, str]]] = {
-        "none": [],
-        "unknown": [("authorization", "Bearer al_nobody")],
-        "empty": [("authorization", "")],
-        "no token": [("authorization", "Bearer")],
-        "other scheme": [("authorization", "Basic al_infer")],
-        "two": [("authorization", "Bearer al_infer"), ("authorization", "Bearer al_infer")],
-        "blanks": [("authorization", "Bearer al_infer al_infer")],
-    }
-    async with Bench().run(tmp_path) as bench, posting(bench) as client:
-        del client.headers["authorization"]
-        made = app.make_app(
-            None,  # type: ignore[arg-type] # only its routes are looked at
-            bench.metrics,
-            inference=None,  # type: ignore[arg-type]
-            engine=bench.engine,
-            routes=bench.routes,
-            authenticator=bench.authenticator,
-        )
-        routes = [route for route in made.routes if getattr(route, "methods", None)]
-        assert {route.path for route in routes} > OPEN  # type: ignore[attr-defined]
-        for route in routes:
-            path, methods = route.path, route.methods  # type: ignore[attr-defined]
-            for method in methods - {"HEAD"}:
-                if path in OPEN:
-                    assert (await client.request(method, path)).status_code == 200
-                    continue
-                for why, headers in bad.items():
-                    response = await client.request(method, path.replace("{name:path}", "x"), headers=headers)
-                    assert response.status_code == 401, (method, path, why)
-                    assert response.headers["www-authenticate"] == "Bearer"
-                    assert response.json()["error"]["code"] == "invalid_api_key"
-                for token in ("al_feedback", "al_write"):
-                    assert TOKENS[token]
-                    headers = [("authorization", f"Bearer {token}")]
-                    response = await client.request(method, path.replace("{name:path}", "x"), headers=headers)
-                    assert response.status_code == 403, (method, path, token)
-    assert bench.spool.records == []

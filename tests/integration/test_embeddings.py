@@ -14,7 +14,7 @@ from grpc_server.domain.types import EmbedRequest
 from grpc_server.http.embeddings import embeddings_request
 from tests.fakes import BASE, FakeEngine
 from tests.integration.grpc_bench import Bench, until
-from tests.integration.test_chat_completions import calling, posting
+from tests.integration.openai_bench import calling, posting
 
 
 async def test_each_text_has_its_vector_in_either_encoding(tmp_path: Path) -> None:

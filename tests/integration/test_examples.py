@@ -75,6 +75,12 @@ def test_an_example_tells_what_went_wrong(live_server: LiveServer, name: str) ->
     assert "give one prompt" in done.stderr
 
 
+def test_the_go_example_reads_the_details_of_an_error(live_server: LiveServer) -> None:
+    done = example("go", live_server, live_server.token("infer"), "--max-tokens", "0", PROMPT)
+    assert done.returncode == 1
+    assert "field: sampling.max_tokens" in done.stderr
+
+
 def test_an_example_that_is_none_is_named() -> None:
     script = str(ROOT / "scripts" / "example.sh")
     for name in ([], ["perl"]):
