@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 
 from grpc_server.adapters.embedded_child import ChildOptions
+from grpc_server.adapters.http_client import http_client
 from grpc_server.domain.errors import EngineFailed, EngineUnavailable
 
 _log = logging.getLogger(__name__)
@@ -38,13 +39,11 @@ class ChildProcess:
 
     def __init__(self, process: asyncio.subprocess.Process, address: str, key: str) -> None:
         self.process = process
-        self.client = httpx.AsyncClient(
-            base_url=address,
+        self.client = http_client(
+            address,
+            _TIMEOUT,
             headers={"Authorization": f"Bearer {key}"},
-            timeout=_TIMEOUT,
-            # The server closes a connection after a stream: never use one twice.
-            limits=httpx.Limits(max_keepalive_connections=0),
-            trust_env=False,  # a proxy must never see a prompt
+            keep_connections=False,  # the server closes one after a stream: never use it twice
         )
 
     @classmethod

@@ -1,11 +1,13 @@
-"""What httpx's errors mean in our words; both engines are asked through it."""
+"""What the errors of httpx, on aiohttp, mean in our words; both engines are asked through it."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import aiohttp
 import httpx
+from aiohttp.http_exceptions import HttpProcessingError
 
 from grpc_server.domain.errors import AgentLoopError, EngineFailed, EngineUnavailable
 
@@ -15,6 +17,9 @@ ERRORS: dict[type[Exception], type[AgentLoopError]] = {
     httpx.InvalidURL: EngineFailed,
     httpx.CookieConflict: EngineFailed,
     httpx.StreamError: EngineFailed,
+    # What httpx_aiohttp does not translate: an answer that is no HTTP.
+    aiohttp.ClientError: EngineFailed,
+    HttpProcessingError: EngineFailed,
 }
 """For an error that is not named itself, the nearest of its base classes counts."""
 
@@ -26,7 +31,7 @@ def kind_of(error: Exception) -> type[AgentLoopError]:
 
 @contextlib.asynccontextmanager
 async def translated(describe: Callable[[Exception], Awaitable[str]]) -> AsyncIterator[None]:
-    """Raise every error of httpx as one of ours, with the text that `describe` gives it."""
+    """Raise every error of httpx or aiohttp as one of ours, with the text that `describe` gives it."""
     try:
         yield
     except tuple(ERRORS) as error:

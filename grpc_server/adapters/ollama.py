@@ -1,4 +1,4 @@
-"""The Ollama engine: raw prompts over its HTTP API (https://docs.ollama.com/api), by httpx.
+"""The Ollama engine: raw prompts over its HTTP API (https://docs.ollama.com/api).
 
 Its own Python client has no time limits and leaves the errors of a broken stream unmapped. A change of
 `num_ctx`, `num_batch` or `shift` makes Ollama load a model anew, so they are the same in every request.
@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 
 from grpc_server.adapters.gguf_file import checked_copy, in_thread, name_taken, opened
+from grpc_server.adapters.http_client import http_client
 from grpc_server.adapters.http_errors import translated
 from grpc_server.adapters.http_lines import lines, refusal
 from grpc_server.adapters.json_schema import Schemas
@@ -76,12 +77,7 @@ class OllamaEngine:
         self._schemas = schemas or Schemas()
         self._installing = asyncio.Lock()
         self._digests: dict[str, str] = {}  # of a manifest -> the GGUF's SHA-256; neither ever changes
-        self._client = httpx.AsyncClient(
-            base_url=url if "://" in url else f"http://{url}",
-            timeout=_TIMEOUT,
-            trust_env=False,  # a proxy must never see a prompt
-            transport=transport,
-        )
+        self._client = http_client(url if "://" in url else f"http://{url}", _TIMEOUT, transport=transport)
 
     async def __aenter__(self) -> OllamaEngine:
         return self
@@ -390,4 +386,4 @@ def _too_long(text: str) -> PromptTooLong:
 
 
 async def _describe(error: Exception) -> str:
-    return f"Ollama cannot be reached, or broke off ({type(error).__name__}); try again"
+    return f"Ollama cannot be reached, or broke off ({type(error.__cause__ or error).__name__}); try again"
