@@ -75,6 +75,12 @@ def create(
     tokens_per_minute: Tokens = None,
     concurrent_streams: Streams = None,
     aliases: Aliases = None,
+    no_learning: Annotated[
+        bool, typer.Option("--no-learning", help="The nights learn nothing from its caller.")
+    ] = False,
+    no_text: Annotated[
+        bool, typer.Option("--no-text", help="The log keeps counts of what its caller says, and no word.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a token, and print it: now, and never again. Only a hash of it is kept."""
@@ -89,7 +95,9 @@ def create(
         _fail(f"{expires_in!r} ends after the year 9999; without --expires-in a token has no end", USAGE)
     if not 1 <= len(name) <= 100 or not name.isprintable():
         _fail(f"{name!r} is not a name; write 1 to 100 printable characters", USAGE)
-    token, record = new_token(name, allowed, now, expires_at, limits)
+    token, record = new_token(
+        name, allowed, now, expires_at, limits, learning=not no_learning, text=not no_text
+    )
     _with_store(lambda store: store.create(record))
     if as_json:
         typer.echo(json.dumps({"token": token, **_plain(record)}, indent=2, sort_keys=True))
@@ -109,7 +117,7 @@ def list_tokens(as_json: Json = False) -> None:
         typer.echo(json.dumps([_plain(token) for token in tokens], indent=2, sort_keys=True))
         return
     table = Table()
-    for title in ("key id", "name", "scopes", "limits", "created (UTC)", "expires (UTC)", "state"):
+    for title in ("key id", "name", "scopes", "limits", "log", "created (UTC)", "expires (UTC)", "state"):
         table.add_column(title)
     for token in tokens:
         expires = "never" if token.expires_at is None else f"{token.expires_at:%Y-%m-%d %H:%M}"
@@ -119,6 +127,7 @@ def list_tokens(as_json: Json = False) -> None:
             token.name,
             " ".join(sorted(token.scopes)),
             _limits_text(token.limits),
+            _log_text(token),
             created,
             expires,
             _state(token),
@@ -230,6 +239,13 @@ def _state(token: TokenRecord) -> str:
     return "in force"
 
 
+def _log_text(token: TokenRecord) -> str:
+    """What becomes of what its caller says."""
+    if not token.text:
+        return "no text"
+    return "learned" if token.learning else "not learned"
+
+
 def _limits_text(limits: Limits) -> str:
     amounts = (
         (limits.requests_per_minute, "requests/min"),
@@ -251,6 +267,8 @@ def _plain(token: TokenRecord) -> dict[str, object]:
         "expires_at": None if token.expires_at is None else token.expires_at.isoformat(),
         "revoked_at": None if token.revoked_at is None else token.revoked_at.isoformat(),
         "limits": limits_to_plain(token.limits),
+        "learning": token.learning and token.text,
+        "text": token.text,
         "state": _state(token),
     }
 

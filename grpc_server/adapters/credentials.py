@@ -34,11 +34,19 @@ def new_token(
     created_at: datetime,
     expires_at: datetime | None,
     limits: Limits = NO_LIMITS,
+    *,
+    learning: bool = True,
+    text: bool = True,
 ) -> tuple[str, TokenRecord]:
-    """A new token: its text, which is shown once, and what is stored of it."""
+    """A new token: as it is written, which is shown once, and what is stored of it.
+
+    Without `learning` the nights learn nothing from its caller; without `text` the log keeps no word of it.
+    """
     key_id = "".join(secrets.choice(_ALPHABET) for _ in range(12))
     secret = secrets.token_urlsafe(32)
-    record = TokenRecord(key_id, name, _digest(secret), scopes, created_at, expires_at, None, limits)
+    record = TokenRecord(
+        key_id, name, _digest(secret), scopes, created_at, expires_at, None, limits, learning, text
+    )
     return f"al_{key_id}_{secret}", record
 
 
@@ -147,6 +155,8 @@ def _encode(token: TokenRecord) -> dict[str, Any]:
         "expires_at": None if token.expires_at is None else token.expires_at.isoformat(),
         "revoked_at": None if token.revoked_at is None else token.revoked_at.isoformat(),
         "limits": limits_to_plain(token.limits),
+        "learning": token.learning,
+        "text": token.text,
     }
 
 
@@ -163,4 +173,6 @@ def _decode(row: dict[str, Any]) -> TokenRecord:
         expires_at=moment("expires_at"),
         revoked_at=moment("revoked_at"),
         limits=limits_from_plain(row["limits"]),
+        learning=bool(row["learning"]),
+        text=bool(row["text"]),
     )

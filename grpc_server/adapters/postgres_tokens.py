@@ -16,7 +16,7 @@ from grpc_server.domain.types import Limits, Scope
 
 _COLUMNS = (
     "key_id, name, secret_sha256, scopes, created_at, expires_at, revoked_at, requests_per_minute, "
-    "tokens_per_minute, concurrent_streams, aliases"
+    "tokens_per_minute, concurrent_streams, aliases, learning, text"
 )
 
 
@@ -29,8 +29,8 @@ async def read_tokens(connection: AsyncConnection[TupleRow]) -> list[TokenRecord
 async def add_token(connection: AsyncConnection[TupleRow], token: TokenRecord) -> None:
     """Store a new token. Raises AlreadyExists."""
     cursor = await connection.execute(
-        f"INSERT INTO api_token ({_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) "  # noqa: S608
-        "ON CONFLICT DO NOTHING",
+        f"INSERT INTO api_token ({_COLUMNS}) VALUES "  # noqa: S608
+        "(%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
         (
             token.key_id,
             to_text(token.name),
@@ -40,11 +40,18 @@ async def add_token(connection: AsyncConnection[TupleRow], token: TokenRecord) -
             token.expires_at,
             token.revoked_at,
             *_limits_row(token.limits),
+            token.learning,
+            token.text,
         ),
     )
     if cursor.rowcount == 0:
         raise AlreadyExists(f"there is a token {token.key_id} already")
-    detail = {"scopes": sorted(token.scopes), "limits": limits_to_plain(token.limits)}
+    detail = {
+        "scopes": sorted(token.scopes),
+        "limits": limits_to_plain(token.limits),
+        "learning": token.learning,
+        "text": token.text,
+    }
     await note(connection, "token_created", token.name, token.key_id, detail)
 
 
@@ -79,9 +86,19 @@ def _limits_row(limits: Limits) -> tuple[int | None, int | None, int | None, lis
 
 
 def _token(row: TupleRow) -> TokenRecord:
-    key_id, name, secret, scopes, created_at, expires_at, revoked_at, requests, tokens, streams, aliases = row
+    key_id, name, secret, scopes, created_at, expires_at, revoked_at, *others = row
+    requests, tokens, streams, aliases, learning, text = others
     known = frozenset(Scope(scope) for scope in scopes if scope in set(Scope))
     limits = Limits(requests, tokens, streams, None if aliases is None else frozenset(aliases))
     return TokenRecord(
-        key_id, from_text(name), bytes(secret), known, created_at, expires_at, revoked_at, limits
+        key_id,
+        from_text(name),
+        bytes(secret),
+        known,
+        created_at,
+        expires_at,
+        revoked_at,
+        limits,
+        learning,
+        text,
     )

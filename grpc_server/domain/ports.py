@@ -189,10 +189,19 @@ class TokenRecord:
     expires_at: datetime | None
     revoked_at: datetime | None
     limits: Limits = NO_LIMITS
+    learning: bool = True
+    text: bool = True
 
     def caller(self) -> Caller:
         """The caller that this token speaks for."""
-        return Caller(self.key_id, self.name, self.scopes, limits=self.limits)
+        return Caller(
+            self.key_id,
+            self.name,
+            self.scopes,
+            learning=self.learning and self.text,  # where there is no text there is nothing to learn
+            text=self.text,
+            limits=self.limits,
+        )
 
 
 class TokenStore(Protocol):

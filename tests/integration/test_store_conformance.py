@@ -207,6 +207,17 @@ async def test_a_token_is_revoked_once(token_store: Any) -> None:
     assert await token_store.all_tokens() == [replace(TOKEN, revoked_at=NOW)]
 
 
+@pytest.mark.parametrize(("learning", "text"), [(True, True), (False, True), (True, False)])
+async def test_whether_a_tokens_caller_is_learned_from_and_logged_is_kept(
+    token_store: Any, learning: bool, text: bool
+) -> None:
+    token = replace(TOKEN, learning=learning, text=text)
+    await token_store.create(token)
+    (kept,) = await token_store.all_tokens()
+    assert kept == token
+    assert (kept.caller().learning, kept.caller().text) == (learning and text, text)
+
+
 async def test_a_tokens_limits_are_kept_changed_and_lifted(token_store: Any) -> None:
     limits = Limits(10, 20_000, 3, frozenset({"default", "agent"}))
     await token_store.create(replace(TOKEN, limits=limits))

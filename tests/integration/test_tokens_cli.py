@@ -176,6 +176,23 @@ def test_revoking_what_is_not_in_force_fails() -> None:
     assert json.loads(again.stdout)["revoked"] is False
 
 
+@pytest.mark.parametrize(
+    ("options", "learning", "text", "shown"),
+    [
+        ((), True, True, "learned"),
+        (("--no-learning",), False, True, "not"),
+        (("--no-text",), False, False, "no"),
+    ],
+)
+def test_a_caller_may_be_kept_out_of_the_nights_or_without_text(
+    options: tuple[str, ...], learning: bool, text: bool, shown: str
+) -> None:
+    token = made(*options)
+    assert (token["learning"], token["text"]) == (learning, text)
+    assert (json.loads(run("list", "--json").stdout)[0]["learning"]) is learning
+    assert shown in run("list").stdout
+
+
 def test_a_database_that_is_down_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgres_module, "CONNECT_SECONDS", 1)
     monkeypatch.setenv("AGENTLOOP_DATABASE_URL", "postgresql://postgres@127.0.0.1:9/agentloop")
