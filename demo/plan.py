@@ -28,7 +28,7 @@ class Plan:
     requests: int = REQUESTS
     traffic_seconds: float = TRAFFIC_SECONDS
     in_flight: int = MOST_IN_FLIGHT
-    night_pace: float = 10.0  # of two cores, an answer of the untouched model (64 tokens) takes 3 s
+    night_pace: float = 15.0  # of two cores, an answer of the untouched model (64 tokens) takes 3 s
     rollout_pace: float = 1.0
     install: tuple[str, ...] = ()
     server: tuple[str, ...] = (sys.executable, "-m", "grpc_server")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import functools
 import logging
 import os
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 from training import cycle
@@ -36,7 +39,7 @@ def stay_offline() -> None:
 def hugging_face_folder(gguf: Path, state_dir: Path) -> Path:
     """The base in a folder that `from_pretrained` reads: weights (bf16), configuration, tokenizer.
 
-    Made from the GGUF the first time (40 to 60 s), then found in `<state_dir>/cache/hf/<sha256>`.
+    Made from the GGUF the first time (half a minute), then found in `<state_dir>/cache/hf/<sha256>`.
     transformers unpacks the quantized weights, but leaves the model flagged as quantized: cleared here.
 
     Raises:
@@ -62,8 +65,9 @@ def _convert(gguf: Path, folder: Path) -> None:
 
     place = {"pretrained_model_name_or_path": str(gguf.parent.absolute()), "gguf_file": gguf.name}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**place)
-        model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
+        with _read_once():
+            tokenizer = AutoTokenizer.from_pretrained(**place)
+            model = AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
     except (OSError, ValueError, KeyError, RuntimeError, struct.error) as error:
         raise BaseModelError(f"transformers cannot read {gguf}: {error}") from error
     model.hf_quantizer = None
@@ -72,3 +76,16 @@ def _convert(gguf: Path, folder: Path) -> None:
         del model.config.quantization_config
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """A GGUF is read for its tokenizer, its configuration and its weights: 12 s of a processor each time."""
+    import gguf
+
+    reader = gguf.GGUFReader
+    gguf.GGUFReader = functools.cache(reader)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader = reader

@@ -34,6 +34,8 @@ class _Check(_Data):
     suite: str
     minimum_items: int = Field(ge=1)
     blocking: bool = True
+    level: float | None = Field(default=None, gt=0, lt=1)
+    """Confidence of its interval, where it is not that of all the others."""
 
 
 class Superior(_Check):
@@ -107,7 +109,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 def judge(rules: Rules, suites: Suites, champion: Row, candidate: Row) -> dict[str, Any]:
     """The verdict, its reason in a sentence, who was judged, and every check with its numbers. Pure."""
-    checks = [_checked(check, suites.get(check.suite, ()), rules.level) for check in rules.checks]
+    checks = [
+        _checked(check, suites.get(check.suite, ()), check.level or rules.level) for check in rules.checks
+    ]
     verdict, reason = _verdict(checks, champion, candidate)
     return {
         "verdict": verdict,

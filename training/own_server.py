@@ -6,12 +6,10 @@ It is the same program that serves, started with a state folder of its own, on f
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import fcntl
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -30,8 +28,9 @@ _PREFIX = "AGENTLOOP_"
 _HOW = ("CONTEXT_TOKENS", "THREADS")
 _INHERITED = ("MODEL_NAME", "OLLAMA_BIN", *_HOW)
 _LOCK = ".lock"
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)  # loaded here: between fork and exec is no time to load anything
+# Told to stop when this process dies, however it does (prctl(2)). By a program of its own: a child of a
+# process that has used gRPC must not run Python between fork and exec.
+_ENDED_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
 
 
 class ServerFailedError(RuntimeError):
@@ -91,6 +90,7 @@ async def own_server(
         environment = _environment(folder, engine, parallel)
         with (folder / "server.log").open("wb") as log:
             process = await asyncio.create_subprocess_exec(
+                *_ENDED_WITH_US,
                 *program,
                 "serve",
                 cwd=folder,
@@ -98,7 +98,6 @@ async def own_server(
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=_end_with_parent,
             )
         try:
             address = await _ready(process, folder)
@@ -129,11 +128,6 @@ def _environment(folder: Path, engine: str, parallel: int) -> dict[str, str]:
     }
 
 
-def _end_with_parent() -> None:
-    """In the child: be told to stop when this process dies, however it does (prctl(2))."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 async def _ready(process: asyncio.subprocess.Process, folder: Path) -> str:
     """The address in server.json, which a server writes when it is ready."""
     until = monotonic() + START_SECONDS
@@ -153,6 +147,7 @@ async def _ready(process: asyncio.subprocess.Process, folder: Path) -> str:
 
 async def _token(program: Sequence[str], folder: Path, environment: Mapping[str, str]) -> str:
     process = await asyncio.create_subprocess_exec(
+        *_ENDED_WITH_US,
         *program,
         *("tokens", "create", "--name", "evaluation", "--scopes", "admin", "--json"),
         cwd=folder,
@@ -160,7 +155,6 @@ async def _token(program: Sequence[str], folder: Path, environment: Mapping[str,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        preexec_fn=_end_with_parent,
     )
     try:
         told, complained = await process.communicate()

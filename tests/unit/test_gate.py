@@ -88,9 +88,20 @@ def test_a_margin_that_the_interval_crosses_holds_the_champion() -> None:
 
 
 def test_learning_no_more_than_the_format_does_not_pass() -> None:
-    decided = judged(night(candidate=12, base=10))
+    decided = judged(night(candidate=12, base=12))
     assert decided["verdict"] == "inconclusive"
     assert "held to the schema" in decided["reason"]
+
+
+def test_a_check_may_have_a_level_of_its_own() -> None:
+    night_before = night(candidate=36, base=28)
+    assert judged(night_before)["verdict"] == "pass"
+    strict = RULES.model_copy(
+        update={"checks": tuple(check.model_copy(update={"level": 0.999}) for check in RULES.checks)}
+    )
+    decided = gate.judge(strict, night_before, CHAMPION, CANDIDATE)
+    assert decided["verdict"] == "inconclusive"
+    assert "99.9% interval" in decided["reason"] or "100% interval" in decided["reason"]
 
 
 def test_a_candidate_that_does_not_end_its_answers_fails() -> None:
