@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import math
+import os
 import re
 import ssl
 import time
@@ -81,11 +82,8 @@ def scrape(address: str, ca_file: str | Path | None = None) -> Scrape:
     if not url.startswith(("http://", "https://")):
         raise ConfigurationError(f"the HTTP address is {address!r}; it must be host:port, or http(s)://…")
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
-    if ca_file:
-        try:
-            handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca_file)))
-        except OSError as error:
-            raise ConfigurationError(f"the CA file {ca_file} cannot be read: {error}") from error
+    if url.startswith("https://"):
+        handlers.append(urllib.request.HTTPSHandler(context=_context(ca_file)))
     try:
         with urllib.request.build_opener(*handlers).open(
             f"{url.rstrip('/')}/metrics", timeout=TIMEOUT_S
@@ -95,6 +93,19 @@ def scrape(address: str, ca_file: str | Path | None = None) -> Scrape:
         reason = getattr(error, "reason", None) or error
         raise ScrapeError(f"no metrics from {url}: {reason}") from error
     return parse(text)
+
+
+def _context(ca_file: str | Path | None) -> ssl.SSLContext:
+    """Trusts that CA, or the system's; shows the caller's certificate where one is set."""
+    certificate = os.environ.get("AGENTLOOP_CLIENT_CERT_FILE")
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+        if certificate:
+            context.load_cert_chain(certificate, os.environ.get("AGENTLOOP_CLIENT_KEY_FILE"))
+    except OSError as error:  # an ssl.SSLError, too
+        files = ", ".join(str(each) for each in (ca_file, certificate) if each)
+        raise ConfigurationError(f"{files} cannot be used for TLS: {error}") from error
+    return context
 
 
 def parse(text: str) -> Scrape:

@@ -1,4 +1,4 @@
-"""GET /v1/models: the aliases that callers name, and for those who may read them the versions behind."""
+"""GET /v1/models: the aliases that a caller may name, and for those who may read them the versions behind."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ class Models:
 
     async def _all(self, request: Request) -> list[dict[str, Any]]:
         caller = await caller_of(request.headers, self._authenticator, Scope.INFER, Scope.MODELS_READ)
-        models = [_model(route.alias) for route in self._routes.all()]
+        named = caller.limits.aliases
+        routes = [route for route in self._routes.all() if named is None or route.alias in named]
+        models = [_model(route.alias) for route in routes]
         if caller.may(Scope.MODELS_READ):
             models += [_model(version.name) for version in await self._engine.list_models()]
         return models

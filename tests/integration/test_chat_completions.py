@@ -12,8 +12,18 @@ import pytest
 from openai.types.chat import ChatCompletionToolParam
 
 from grpc_server.domain.errors import EngineFailed, EngineUnavailable, Exhausted
-from grpc_server.domain.types import FinishReason, Priority, Route, Status, Target, TargetRole
-from tests.fakes import BASE, FakeEngine, FakeRoutes, FakeRouteStore, FakeSpool
+from grpc_server.domain.types import (
+    Caller,
+    FinishReason,
+    Limits,
+    Priority,
+    Route,
+    Scope,
+    Status,
+    Target,
+    TargetRole,
+)
+from tests.fakes import BASE, FakeEngine, FakeRoutes, FakeRouteStore, FakeSpool, route_to
 from tests.integration.grpc_bench import Bench, until
 from tests.integration.openai_bench import HELLO, calling, posting
 
@@ -129,6 +139,20 @@ async def test_models_are_the_aliases_and_with_the_scope_the_versions(tmp_path: 
         async with calling(bench, "al_feedback") as client:
             with pytest.raises(openai.PermissionDeniedError):
                 await client.models.list()
+
+
+async def test_a_caller_sees_the_aliases_that_it_may_name_and_its_quota_is_a_429(tmp_path: Path) -> None:
+    limits = Limits(requests_per_minute=1, aliases=frozenset({"agent"}))
+    bench = Bench(routes=FakeRoutes(FakeRouteStore([route_to(), route_to(alias="agent")])))
+    bench.authenticator.callers["al_few"] = Caller("k", "few", frozenset({Scope.INFER}), limits=limits)
+    async with bench.run(tmp_path), calling(bench, "al_few") as client:
+        assert [model.id async for model in client.models.list()] == ["agent"]
+        with pytest.raises(openai.PermissionDeniedError, match="only: agent"):
+            await client.chat.completions.create(model="default", messages=HELLO)
+        await client.chat.completions.create(model="agent", messages=HELLO)
+        with pytest.raises(openai.RateLimitError) as caught:
+            await client.chat.completions.create(model="agent", messages=HELLO)
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
 
 
 async def test_a_version_is_for_administrators(tmp_path: Path) -> None:

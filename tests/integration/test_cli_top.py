@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 from agentloop.cli import app
+from tests.certificates import Authority
 from tests.integration.grpc_bench import Bench
 
 
-async def call(bench: Bench, *arguments: str, token: str = "al_read") -> Result:
+async def call(
+    bench: Bench, *arguments: str, token: str = "al_read", tls: Sequence[str] | None = None
+) -> Result:
     assert bench.running is not None
-    line = ["--server", bench.running.grpc_address, "--token", token, "top"]
-    line += ["--http", bench.running.http_address, *arguments]
+    schemes = ("", "") if tls is None else ("grpcs://", "https://")
+    line = ["--server", schemes[0] + bench.running.grpc_address, "--token", token, *(tls or ()), "top"]
+    line += ["--http", schemes[1] + bench.running.http_address, *arguments]
     return await asyncio.to_thread(CliRunner().invoke, app, line)
 
 
@@ -90,3 +94,24 @@ async def test_a_server_that_goes_away_is_waited_for_on_the_screen_and_ends_a_sc
         result = await call(bench, "--once", "--json")
         assert result.exit_code == 5
         assert json.loads(result.stderr)["error"]["status"] == "ScrapeError"
+
+
+async def test_over_tls_both_ports_are_trusted_by_the_same_ca_and_shown_the_same_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, callers = Authority("ours"), Authority("callers")
+    names = ("tls_cert_file", "tls_key_file")
+    settings = dict(zip(names, ours.sign("server").write(tmp_path, "server"), strict=True))
+    certificate, key = callers.sign("operator").write(tmp_path, "operator")
+    for name, content in (("ours", ours.pem), ("callers", callers.pem)):
+        (tmp_path / f"{name}.pem").write_bytes(content)
+    settings["tls_client_ca_file"] = tmp_path / "callers.pem"
+    trust = ("--ca-file", str(tmp_path / "ours.pem"))
+    async with Bench(settings=dict(settings)).run(tmp_path) as bench:
+        assert (await call(bench, "--once", "--json", tls=trust)).exit_code == 5
+        monkeypatch.setenv("AGENTLOOP_CLIENT_CERT_FILE", str(certificate))
+        monkeypatch.setenv("AGENTLOOP_CLIENT_KEY_FILE", str(key))
+        result = await call(bench, "--once", "--json", tls=trust)
+        assert result.exit_code == 0, result.stderr
+        assert json.loads(result.stdout)["models"]
+        assert (await call(bench, "--once", "--json", tls=())).exit_code == 5
