@@ -152,7 +152,7 @@ async def test_a_caller_sees_the_aliases_that_it_may_name_and_its_quota_is_a_429
         await client.chat.completions.create(model="agent", messages=HELLO)
         with pytest.raises(openai.RateLimitError) as caught:
             await client.chat.completions.create(model="agent", messages=HELLO)
-        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+        assert 1 <= int(caught.value.response.headers["retry-after"]) <= 61  # whole seconds, rounded up
 
 
 async def test_a_version_is_for_administrators(tmp_path: Path) -> None:
