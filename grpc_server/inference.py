@@ -106,6 +106,7 @@ class Inference:
         self._running: set[Running] = set()
         self._accepted: dict[UUID, Running] = {}
         self._shadows: set[asyncio.Task[None]] = set()
+        self._shadowing: dict[Running, None] = {}  # by age
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -255,6 +256,8 @@ class Inference:
                 # An unknown alias, or a shadow without a free place, need not wait for one.
                 expected = shadow.model_version if shadow else self._expected_version(running.request)
                 ask = running.ask(expected, shadow=shadow is not None)
+                if shadow is None:
+                    self._make_room()
                 async with self.admission.place(ask, wait=shadow is None) as running.place:
                     running.placed = self._monotonic()
                     return await work(target())
@@ -422,6 +425,15 @@ class Inference:
         except (AgentLoopError, TimeoutError) as error:
             log.debug("a prompt was not counted: %s", type(error).__name__)
 
+    def _make_room(self) -> None:
+        """A caller who would have to wait takes the place of the oldest shadow."""
+        if self.admission.in_flight < self.admission.places:
+            return
+        for running in self._shadowing:
+            if running.stopped is None:
+                running.stop(Cancelled("a caller needed the place of this shadow"))
+                return
+
     def _ask_shadows(self, running: Running, request: InferenceRequest, target: Target) -> None:
         """Ask the route's shadows too, in the background and only where a place is free."""
         if request.model_version or target.role is TargetRole.SHADOW:
@@ -436,12 +448,17 @@ class Inference:
         async def answer(target: Target) -> None:
             await self._answer(running, request, target)
 
+        self._shadowing[running] = None
         try:
             await self._within_limit(running, lambda: shadow, answer, shadow=shadow)
         except Exhausted:
             log.debug("a shadow was not asked: no free place")
+        except Cancelled:
+            log.debug("a shadow was ended: a caller needed its place")
         except Exception:
             log.warning("a shadow failed", extra={"model_version": shadow.model_version}, exc_info=True)
+        finally:
+            del self._shadowing[running]
 
 
 def _check(request: InferenceRequest | EmbedRequest) -> None:

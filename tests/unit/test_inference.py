@@ -680,6 +680,57 @@ async def test_a_shadow_is_not_asked_where_it_would_take_a_callers_place() -> No
     assert [start.target_role for start in bench.spool.starts] == [TargetRole.STABLE]
 
 
+async def test_a_shadow_that_stalls_holds_up_nobody() -> None:
+    """Not one token comes of it, while the stable version answers again and again."""
+
+    class Stalling(FakeEngine):
+        async def generate(self, generation):  # type: ignore[no-untyped-def]
+            if generation.model_version == "m:shadow":
+                self.asked.append(generation)
+                await asyncio.Event().wait()
+            async for event in super().generate(generation):
+                yield event
+
+    engine = Stalling(models=(BASE, "m:shadow"), parallel=4)
+    bench = Bench(engine, routes=shadowed(100))
+    for _ in range(20):
+        await bench.chat()
+    shadows = [asked for asked in engine.asked if asked.model_version == "m:shadow"]
+    assert len([event for event in bench.seen.events if isinstance(event, Completed)]) == 20
+    assert 1 <= len(shadows) <= 3, "it takes free places only"
+    await bench.pipeline.drain(0.01)
+    assert bench.pipeline.admission.in_flight == 0
+    assert len(bench.spool.ends) == len(bench.spool.starts) == 20 + len(shadows)
+
+
+async def test_a_caller_who_would_have_to_wait_takes_the_place_of_a_shadow() -> None:
+    class Stalling(FakeEngine):
+        async def generate(self, generation):  # type: ignore[no-untyped-def]
+            if generation.model_version == "m:shadow":
+                self.asked.append(generation)
+                await asyncio.Event().wait()
+            async for event in super().generate(generation):
+                yield event
+
+    engine = Stalling(models=(BASE, "m:shadow"), parallel=3)
+    bench = Bench(engine, routes=shadowed(100), admission=Admission(3, queue_seconds=5))
+    for _ in range(2):
+        await bench.chat()
+    assert bench.pipeline.admission.in_flight == 2, "two shadows stall"
+    engine.hold = asyncio.Event()
+    tasks = [asyncio.create_task(bench.chat()) for _ in range(3)]
+    async with asyncio.timeout(5):
+        while engine.running < 3:  # noqa: ASYNC110 - no sleep, only a turn of the loop
+            await asyncio.sleep(0)
+    engine.hold.set()
+    await asyncio.gather(*tasks)
+    await bench.pipeline.drain(0.01)
+    ended = {end.id: end.status for end in bench.spool.ends}
+    roles = [(start.target_role, ended[start.id]) for start in bench.spool.starts]
+    assert roles.count((TargetRole.STABLE, Status.OK)) == 5
+    assert roles.count((TargetRole.SHADOW, Status.CANCELLED)) >= 2
+
+
 async def test_a_shadow_that_fails_is_logged_and_nobody_notices() -> None:
     bench = Bench(routes=shadowed(100))  # the shadow's version is not installed
     await bench.chat()
