@@ -19,11 +19,13 @@ from grpc_server.adapters.credentials import AnyCredential, CachedAuthenticator
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.adapters.gguf_file import in_thread, sha256_of
 from grpc_server.adapters.gpus import Gpus
+from grpc_server.adapters.json_schema import Schemas
 from grpc_server.adapters.jwks import Jwks, reader
 from grpc_server.adapters.jwt_tokens import JwtAuthenticator, JwtRules
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.memory import MemoryAvailable
 from grpc_server.adapters.ollama import OllamaEngine
+from grpc_server.adapters.ollama_pool import OllamaPool
 from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.adapters.otlp import tracing
 from grpc_server.adapters.postgres import PostgresStore
@@ -40,7 +42,7 @@ from grpc_server.domain.types import Limits, Route, Target, TargetRole
 from grpc_server.drain import Drain
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
-from grpc_server.settings import Settings, alias_names
+from grpc_server.settings import Settings, alias_names, ollama_urls
 from grpc_server.transports import Running, listen, refuse_plaintext
 from grpc_server.uninterrupted import uninterrupted
 from grpc_server.upkeep import Upkeep
@@ -88,6 +90,8 @@ async def service(
         recorded = await stack.enter_async_context(_redacting(settings, spool, metrics))
         if engine is None:
             engine = await stack.enter_async_context(engine_of(settings))
+        if isinstance(engine, OllamaPool):
+            metrics.watch_hosts(engine.standings)
         metrics.logged(spool.state().records)
         memory = MemoryAvailable()
         metrics.watch_memory(memory, settings.memory_floor)
@@ -245,19 +249,23 @@ async def engine_of(settings: Settings) -> AsyncIterator[Engine]:
             yield engine
         return
     async with contextlib.AsyncExitStack() as stack:
-        url = settings.ollama_url
-        if not url:
+        urls = ollama_urls(settings.ollama_url)
+        if not urls:
             process = OllamaProcess(
                 settings.ollama_bin, settings.state_dir / "ollama", parallel=settings.parallel
             )
-            url = (await stack.enter_async_context(process)).url
-        yield await stack.enter_async_context(
-            OllamaEngine(
-                url,
-                context_tokens=settings.context_tokens,
-                parallel=settings.parallel,
+            urls = [(await stack.enter_async_context(process)).url]
+        schemas = Schemas()  # one process checks schemas for all
+        engines = {
+            url: OllamaEngine(
+                url, context_tokens=settings.context_tokens, parallel=settings.parallel, schemas=schemas
             )
-        )
+            for url in urls
+        }
+        if len(urls) > 1:
+            yield await stack.enter_async_context(OllamaPool(engines))
+        else:
+            yield await stack.enter_async_context(engines[urls[0]])
 
 
 @contextlib.asynccontextmanager

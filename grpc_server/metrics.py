@@ -170,6 +170,18 @@ class Metrics:
         self._gauge(name, about).set_function(available)
         self._gauge("agentloop_memory_floor_bytes", "With less, new work is refused.").set(floor)
 
+    def watch_hosts(self, standings: Callable[[], dict[str, int]]) -> None:
+        """Read at each scrape how the hosts of an engine fare that has several."""
+        hosts = self._gauge(
+            "agentloop_engine_hosts", "The engine's hosts that are well, ejected, down.", "standing"
+        )
+
+        def count(standing: str) -> float:
+            return standings()[standing]
+
+        for standing in standings():
+            hosts.labels(standing).set_function(partial(count, standing))
+
     # The pipeline's hooks.
 
     def refused(self, error: AgentLoopError) -> None:

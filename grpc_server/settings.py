@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +37,7 @@ from grpc_server.domain.errors import InvalidArgument
 from grpc_server.domain.rules import check_alias
 
 PREFIX = "AGENTLOOP_"
+_URL = re.compile(r"(https?://)?[A-Za-z0-9_.-]+(:\d{1,5})?/?|(https?://)?\[[0-9a-fA-F:.]+\](:\d{1,5})?/?")
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -105,6 +107,22 @@ def _alias_names(value: str) -> str:
     return value
 
 
+def _ollamas(value: str) -> str:
+    for url in (urls := ollama_urls(value)):
+        if not _URL.fullmatch(url):
+            raise ValueError(
+                f"{url!r} is no address of an Ollama; write http://host:port, … with commas between"
+            )
+    if len(set(urls)) < len(urls):
+        raise ValueError("the same Ollama is named twice")
+    return value
+
+
+def ollama_urls(value: str) -> list[str]:
+    """The addresses in `ollama_url`."""
+    return [url for url in re.split(r"[,\s]+", value) if url]
+
+
 def _server_id(value: str) -> str:
     if not value or len(value) > 128 or not value.isprintable():
         raise ValueError(f"{value!r} is not a server id; write 1 to 128 printable characters")
@@ -143,7 +161,11 @@ class Settings(BaseSettings):
         default=SecretStr(""), description="Postgres' DSN; empty: a local Postgres in <state_dir>/postgres."
     )
     engine: Literal["embedded", "ollama"] = Field(default="embedded", description="What generates tokens.")
-    ollama_url: str = Field(default="", description="A running Ollama; empty: the server starts one itself.")
+    ollama_url: Annotated[str, AfterValidator(_ollamas)] = Field(
+        default="",
+        description="A running Ollama, or several, with commas between them, which then share the requests;"
+        " empty: the server starts one itself.",
+    )
     ollama_bin: str = Field(default="ollama", description="The program to start, a path or a name on PATH.")
     grpc_address: Address = Field(default="127.0.0.1:50051", description="Where gRPC listens; port 0: any.")
     http_address: Address = Field(default="127.0.0.1:8080", description="Where health and metrics listen.")
@@ -161,7 +183,9 @@ class Settings(BaseSettings):
         description="PEM: callers of both ports must show a certificate of one of these authorities.",
     )
     context_tokens: int = Field(default=4096, ge=256, le=131072, description="Tokens of one conversation.")
-    parallel: int = Field(default=4, ge=1, le=256, description="Generations at once.")
+    parallel: int = Field(
+        default=4, ge=1, le=256, description="Generations at once; of each Ollama, where there are several."
+    )
     threads: int = Field(
         default=0, ge=0, le=1024, description="Threads of the embedded engine; 0: all cores."
     )

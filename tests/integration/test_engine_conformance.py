@@ -23,6 +23,7 @@ import pytest_asyncio
 from grpc_server.adapters import embedded_process
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.adapters.ollama import OllamaEngine
+from grpc_server.adapters.ollama_pool import OllamaPool
 from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.domain.chat_format import STOP, parse_tool_call, render, tool_call_schema
 from grpc_server.domain.errors import (
@@ -122,11 +123,17 @@ def real(request: pytest.FixtureRequest) -> Engine:
     return engine
 
 
-@pytest.fixture(params=["fake", "embedded", "ollama"])
+def fake(parallel: int) -> FakeEngine:
+    return FakeEngine(scripted, models=(BASE, NIGHT), parallel=parallel)
+
+
+@pytest.fixture(params=["fake", "pool", "embedded", "ollama"])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Any engine."""
+    """Any engine; the pool is one over two fakes (over real Ollamas: test_ollama_hosts)."""
     if request.param == "fake":
-        return FakeEngine(scripted, models=(BASE, NIGHT), parallel=PARALLEL)
+        return fake(PARALLEL)
+    if request.param == "pool":
+        return OllamaPool({str(number): fake(1) for number in range(PARALLEL)})
     engine: Engine = request.getfixturevalue(request.param)
     return engine
 
@@ -403,7 +410,7 @@ async def test_a_version_is_loaded_unloaded_and_loaded_again_when_asked(engine: 
     assert await loaded()
     await engine.unload(NIGHT)
     assert not await loaded()
-    if not isinstance(engine, FakeEngine):
+    if not isinstance(engine, FakeEngine | OllamaPool):
         await answer(engine, greedy(LETTERS, model=NIGHT, max_tokens=1))
         assert await loaded()
 

@@ -200,3 +200,11 @@ def test_texts_and_tokens_of_vectors_are_counted_by_model_version() -> None:
     text = metrics.text().decode()
     assert 'agentloop_embedded_texts_total{model_version="m:1"} 3.0' in text
     assert 'gen_ai_client_token_usage_sum{gen_ai_response_model="m:1",gen_ai_token_type="input"} 12.0' in text
+
+
+def test_the_hosts_of_an_engine_are_counted_by_how_they_fare() -> None:
+    metrics, fare = Metrics(), {"well": 2, "ejected": 0, "down": 1}
+    metrics.watch_hosts(lambda: fare)
+    fare["ejected"] = 1
+    assert value(metrics, "agentloop_engine_hosts", standing="ejected") == 1
+    assert value(metrics, "agentloop_engine_hosts", standing="down") == 1

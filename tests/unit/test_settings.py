@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from grpc_server.settings import Settings, explain, is_loopback, origins, split_address
+from grpc_server.settings import Settings, explain, is_loopback, ollama_urls, origins, split_address
 
 
 @pytest.fixture(autouse=True)
@@ -189,3 +189,20 @@ def test_addresses_are_split_and_known_to_be_local_or_not(
 def test_what_is_no_address_is_refused(address: str) -> None:
     with pytest.raises(ValueError, match="is not an address"):
         split_address(address)
+
+
+def test_several_ollamas_are_named_with_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTLOOP_OLLAMA_URL", "http://a:11434, b:11434,[::1]:11434")
+    assert ollama_urls(Settings().ollama_url) == ["http://a:11434", "b:11434", "[::1]:11434"]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [("http://a/b c", "no address"), ("a:1,a:1", "named twice"), ("ftp://a", "no address")],
+)
+def test_an_ollama_that_is_none_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, value: str, problem: str
+) -> None:
+    monkeypatch.setenv("AGENTLOOP_OLLAMA_URL", value)
+    with pytest.raises(ValidationError, match=problem):
+        Settings()
