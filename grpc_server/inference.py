@@ -12,7 +12,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -22,6 +22,7 @@ from uuid import UUID
 from uuid6 import uuid7
 
 from grpc_server.admission import Admission
+from grpc_server.ahead import Ahead
 from grpc_server.domain import rules
 from grpc_server.domain.errors import (
     AgentLoopError,
@@ -34,7 +35,7 @@ from grpc_server.domain.errors import (
     ShuttingDown,
 )
 from grpc_server.domain.plain import request_to_plain
-from grpc_server.domain.ports import Engine, Finished, Generation, Observer, Routes, Spool
+from grpc_server.domain.ports import Engine, Finished, Generation, Observer, Piece, Routes, Spool
 from grpc_server.domain.types import (
     Caller,
     ChatEvent,
@@ -306,6 +307,8 @@ class Inference:
             text=running.caller.text,
         )
         try:
+            if not self._spool.state().full:
+                running.ahead = Ahead(self._engine.generate(generation))
             await uninterrupted(self._accept(running, start))
             self._ask_shadows(running, request, target)
             for other in others:
@@ -322,6 +325,8 @@ class Inference:
             raise
         finally:
             self._accepted.pop(start.id, None)
+            if running.ahead is not None:
+                await running.ahead.aclose()
         now = self._monotonic()
         end = running.ended(start, Status.OK, "", running.timings(now))
         if running.first_token is not None and not running.failed:
@@ -363,8 +368,11 @@ class Inference:
         """Send text as it comes, but hold back to its end what begins like a tool call."""
         tools = offered_tools(request)
         holding, held = bool(tools), ""
-        generation = replace(generation, model_version=running.answering)
-        async with aclosing(self._engine.generate(generation)) as events:
+        if running.ahead is not None and not running.failed:
+            stream: Ahead | AsyncGenerator[Piece | Finished, None] = running.ahead
+        else:
+            stream = self._engine.generate(replace(generation, model_version=running.answering))
+        async with aclosing(stream) as events:
             async for event in events:
                 if not running.announced:
                     await self._announce(running, start)

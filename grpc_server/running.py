@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from grpc_server.admission import Ask, Place, cost_of
+from grpc_server.ahead import Ahead
 from grpc_server.domain.errors import AgentLoopError, Cancelled, DeadlineExceeded
 from grpc_server.domain.plain import message_to_plain
 from grpc_server.domain.ports import Finished, Piece
@@ -44,7 +45,7 @@ class Running:
 
     `answers` is false where tokens are only counted, or vectors made. `stopped` is the error that ends it
     from outside: a shutdown, or a cancellation by its id. `asked` is who is to answer, after those that
-    `failed`; `announced` is whether the caller has been told.
+    `failed`; `announced` is whether the caller has been told. `ahead` is the first one's stream.
     """
 
     caller: Caller
@@ -59,6 +60,7 @@ class Running:
     limit: asyncio.Timeout | None = None
     stopped: AgentLoopError | None = None
     placed: float = 0.0
+    ahead: Ahead | None = None
     accepted: bool = False
     asked: Target | None = None
     failed: list[Attempt] = field(default_factory=list)

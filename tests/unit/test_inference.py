@@ -480,7 +480,7 @@ async def test_a_caller_who_goes_away_while_the_start_is_written_is_logged_as_ca
     with pytest.raises(asyncio.CancelledError):
         await task
     assert bench.end().status is Status.CANCELLED
-    assert bench.engine.asked == []
+    assert bench.engine.running == 0
 
 
 async def test_a_caller_who_goes_away_while_the_end_is_written_is_logged_as_ok() -> None:
@@ -825,3 +825,66 @@ async def test_vectors_and_counting_use_tokens_too_and_no_more_than_they_read() 
     used = embedded.input_tokens + counted
     with pytest.raises(Exhausted, match=f"100, {used} are in use"):
         await bench.pipeline.embed(caller, EmbedRequest(("x" * 400,)))
+
+
+async def test_the_engine_is_asked_while_the_disk_takes_the_start_and_nothing_leaves_before() -> None:
+    bench = Bench()
+    bench.spool.hold = asyncio.Event()
+    asked = asyncio.create_task(bench.chat())
+    while not bench.engine.asked:  # noqa: ASYNC110 - only turns of the loop
+        await asyncio.sleep(0)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert bench.seen.events == []
+    assert bench.spool.records == []
+    bench.spool.hold.set()
+    await asked
+    assert isinstance(bench.seen.events[0], Started)
+    assert bench.seen.text == "Hello, world!"
+    assert bench.end().status is Status.OK
+    assert len(bench.engine.asked) == 1
+
+
+async def test_an_engine_that_was_asked_for_a_request_that_the_disk_refuses_is_stopped() -> None:
+    bench = Bench(FakeEngine(hold=asyncio.Event(), hold_at=1))
+    bench.spool.broken = SpoolFull("the disk is full")
+    with pytest.raises(SpoolFull):
+        await bench.chat()
+    assert len(bench.engine.asked) == 1
+    assert bench.engine.running == 0
+    assert bench.seen.events == []
+    assert bench.seen.refusals
+
+
+async def test_a_spool_that_is_known_to_be_full_spares_the_engine() -> None:
+    bench = Bench(spool=FakeSpool(full=True))
+    with pytest.raises(SpoolFull):
+        await bench.chat()
+    assert bench.engine.asked == []
+
+
+async def test_an_engine_that_fails_before_the_disk_has_the_start_fails_an_accepted_inference() -> None:
+    bench = Bench(FakeEngine(fail=EngineUnavailable("down")))
+    bench.spool.hold = asyncio.Event()
+    asked = asyncio.create_task(bench.chat())
+    while not bench.engine.asked:  # noqa: ASYNC110 - only turns of the loop
+        await asyncio.sleep(0)
+    bench.spool.hold.set()
+    with pytest.raises(EngineUnavailable, match="down"):
+        await asked
+    assert bench.end().status is Status.ERROR
+
+
+async def test_a_caller_who_goes_while_the_disk_takes_the_start_stops_the_engine() -> None:
+    bench = Bench(FakeEngine(hold=asyncio.Event(), hold_at=1))
+    bench.spool.hold = asyncio.Event()
+    asked = asyncio.create_task(bench.chat())
+    while not bench.engine.asked:  # noqa: ASYNC110 - only turns of the loop
+        await asyncio.sleep(0)
+    asked.cancel()
+    await asyncio.sleep(0)
+    bench.spool.hold.set()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert bench.end().status is Status.CANCELLED
+    assert bench.engine.running == 0
