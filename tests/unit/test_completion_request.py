@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpc_server.domain import rules
@@ -238,6 +238,7 @@ NAMES = [
 ]
 
 
+@settings(max_examples=50)
 @given(st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), JSON, max_size=6))
 def test_any_json_object_is_a_request_or_refused_with_a_sentence(body: dict[str, Any]) -> None:
     try:
