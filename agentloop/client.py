@@ -23,7 +23,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agentloop import wire
-from agentloop.connection import connection
+from agentloop.connection import Priority, connection
 from agentloop.errors import IncompleteStream, from_grpc
 from agentloop.retry import Attempts
 from agentloop.types import (
@@ -62,13 +62,14 @@ class AsyncClient:
         *,
         token_file: str | Path | None = None,
         ca_file: str | Path | None = None,
+        priority: Priority | None = None,
     ) -> None:
         """Connect lazily; what is None is read from the environment (see `connection`).
 
         Raises:
             ConfigurationError: if the address, the token or a file is wrong.
         """
-        self._connection = connection(server, token, token_file, ca_file)
+        self._connection = connection(server, token, token_file, ca_file, priority)
         self._channel = self._connection.open_async()
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)

@@ -7,7 +7,8 @@
 | `grpcs://host:port`                           | TLS                                       |
 | `grpc://host:port`                            | plaintext, because it says so             |
 
-What is not given is read from AGENTLOOP_SERVER, AGENTLOOP_TOKEN, AGENTLOOP_TOKEN_FILE, AGENTLOOP_CA_FILE.
+What is not given is read from AGENTLOOP_SERVER, AGENTLOOP_TOKEN, AGENTLOOP_TOKEN_FILE, AGENTLOOP_CA_FILE,
+AGENTLOOP_PRIORITY.
 A token's file is read again when it has changed, so that a token can be replaced under a running program.
 A server that asks for a caller's certificate gets AGENTLOOP_CLIENT_CERT_FILE, with AGENTLOOP_CLIENT_KEY_FILE.
 """
@@ -20,6 +21,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, cast, get_args
 
 import grpc
 import grpc.aio
@@ -33,6 +35,7 @@ except ImportError:  # it is not among what the client needs
 else:
     _W3C = TraceContextTextMapPropagator()
 
+Priority = Literal["interactive", "batch"]
 DEFAULT_SERVER = "127.0.0.1:50051"
 _LOOPBACK = re.compile(r"(?:127(?:\.\d+){3}|localhost|\[::1\])(?::\d+)?|unix(?:-abstract)?:.+", re.IGNORECASE)
 _OPTIONS = (
@@ -53,6 +56,7 @@ class Connection:
     ca_pem: bytes | None = field(repr=False, default=None)
     key_pem: bytes | None = field(repr=False, default=None)
     certificate_pem: bytes | None = field(repr=False, default=None)
+    priority: Priority = "interactive"
 
     @property
     def token(self) -> str:
@@ -61,9 +65,11 @@ class Connection:
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:
-        """What each call carries: the token, and the trace of its caller where there is one."""
+        """What each call carries: the token, that it may wait, and the trace of its caller."""
         token = self.token
-        return ((("authorization", f"Bearer {token}"),) if token else ()) + _trace()
+        shown = (("authorization", f"Bearer {token}"),) if token else ()
+        urgency = (("x-agentloop-priority", "batch"),) if self.priority == "batch" else ()
+        return shown + urgency + _trace()
 
     def open(self) -> grpc.Channel:
         """A channel for `Client`."""
@@ -95,12 +101,17 @@ def connection(
     token: str | None = None,
     token_file: str | Path | None = None,
     ca_file: str | Path | None = None,
+    priority: Priority | None = None,
 ) -> Connection:
     """The connection that the arguments, and for what is None the environment, describe.
 
+    `priority` is how urgent its calls are: `interactive` where somebody waits for the answer, else `batch`.
+
     Raises:
-        ConfigurationError: for an empty address, an unreadable file, or a token that no header can carry.
+        ConfigurationError: for an empty address, an unreadable file, a token that no header can carry, or a
+            priority that is none.
     """
+    priority = _priority(priority or os.environ.get("AGENTLOOP_PRIORITY") or "interactive")
     address = server or os.environ.get("AGENTLOOP_SERVER") or DEFAULT_SERVER
     ca_file = ca_file or os.environ.get("AGENTLOOP_CA_FILE")
     scheme, separator, rest = address.partition("://")
@@ -112,7 +123,7 @@ def connection(
         )
     tls = scheme == "grpcs" or (scheme == "" and not _LOOPBACK.fullmatch(rest))
     ca_pem = _read(ca_file, "CA file") if ca_file else None
-    return Connection(rest, tls, _token(token, token_file), ca_pem, *_identity())
+    return Connection(rest, tls, _token(token, token_file), ca_pem, *_identity(), priority)
 
 
 def _identity() -> tuple[bytes | None, bytes | None]:
@@ -123,6 +134,13 @@ def _identity() -> tuple[bytes | None, bytes | None]:
     if not key or not certificate:
         raise ConfigurationError("AGENTLOOP_CLIENT_CERT_FILE and AGENTLOOP_CLIENT_KEY_FILE need each other")
     return _read(key, "client's key"), _read(certificate, "client's certificate")
+
+
+def _priority(value: str) -> Priority:
+    for priority in get_args(Priority):
+        if value == priority:
+            return cast("Priority", priority)
+    raise ConfigurationError(f"priority is {value!r}; it must be interactive or batch")
 
 
 class TokenFile:

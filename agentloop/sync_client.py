@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agentloop import wire
 from agentloop.client import CALL_TIMEOUT_S, CHAT_TIMEOUT_S, INSTALL_TIMEOUT_S
-from agentloop.connection import connection
+from agentloop.connection import Priority, connection
 from agentloop.errors import IncompleteStream, from_grpc
 from agentloop.retry import Attempts
 from agentloop.types import (
@@ -49,9 +49,10 @@ class Client:
         *,
         token_file: str | Path | None = None,
         ca_file: str | Path | None = None,
+        priority: Priority | None = None,
     ) -> None:
         """As `AsyncClient`."""
-        self._connection = connection(server, token, token_file, ca_file)
+        self._connection = connection(server, token, token_file, ca_file, priority)
         self._channel = self._connection.open()
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)

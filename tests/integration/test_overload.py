@@ -13,17 +13,20 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agentloop.v1 import inference_pb2, model_pb2
+from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.domain.ports import Finished, Generation, Piece
-from grpc_server.domain.types import FinishReason, Usage
+from grpc_server.domain.types import FinishReason, Sampling, Usage
 from tests.fakes import BASE, FakeEngine
 from tests.integration.grpc_bench import Bench, bearer, hello, status_of, until
+from tests.scripted_ollama import Script, ScriptedOllama
 
-ANSWER_SECONDS = 0.2
-PLACES = 4
-DEADLINE_SECONDS = 1.0
-LOAD_SECONDS, FILLED_SECONDS = 2.5, 0.5
-TRIES = 3
-"""The machine may be busy: the ratio must be reached once."""
+ANSWER_SECONDS = 0.4
+PLACES = 3
+DEADLINE_SECONDS = 2.0
+LOAD_SECONDS, FILLED_SECONDS = 3.0, 0.5
+TRIES = 2
+LATE_SECONDS = 0.1
+"""A machine that runs this process so late has not shown what the engine's places are worth."""
 
 
 class ConstantEngine(FakeEngine):
@@ -54,16 +57,20 @@ async def _ask(bench: Bench) -> tuple[str, float]:
     return "OK", time.monotonic()
 
 
-async def _answered(bench: Bench, times: float) -> tuple[int, Counter[str]]:
-    """Requests come evenly, `times` as many as the engine can answer; answers while that lasts, and ends."""
+async def _answered(bench: Bench, times: float) -> tuple[int, float, Counter[str]]:
+    """Requests come evenly, `times` as many as the engine can answer.
+
+    Gives the answers while that lasts, by how many seconds a request was sent too late, and all ends.
+    """
     gap = ANSWER_SECONDS / PLACES / times
-    began, tasks = time.monotonic(), []
+    began, late, tasks = time.monotonic(), 0.0, []
     for number in range(int(LOAD_SECONDS / gap)):
         tasks.append(asyncio.create_task(_ask(bench)))
         await asyncio.sleep(max(0.0, began + (number + 1) * gap - time.monotonic()))
+        late = max(late, time.monotonic() - began - (number + 1) * gap)
     ends = await asyncio.gather(*tasks)
     in_time = [at for end, at in ends if end == "OK" and FILLED_SECONDS <= at - began <= LOAD_SECONDS]
-    return len(in_time), Counter(end for end, _ in ends)
+    return len(in_time), late, Counter(end for end, _ in ends)
 
 
 async def test_at_ten_times_the_load_as_much_is_answered_in_time_and_the_rest_is_refused_at_once(
@@ -72,10 +79,12 @@ async def test_at_ten_times_the_load_as_much_is_answered_in_time_and_the_rest_is
     engine = ConstantEngine()
     async with Bench(engine).run(tmp_path) as bench:
         for _ in range(TRIES):
-            once, _ = await _answered(bench, 1)
-            tenfold, ends = await _answered(bench, 10)
-            if tenfold >= 0.9 * once:
+            once, late, _ = await _answered(bench, 1)
+            tenfold, late_too, ends = await _answered(bench, 10)
+            if max(late, late_too) < LATE_SECONDS:
                 break
+        else:
+            pytest.skip("this machine is too busy to tell; tests/unit/test_admission_load.py needs no clock")
         assert tenfold >= 0.9 * once, ends
         assert ends["RESOURCE_EXHAUSTED"] > ends["OK"]
         assert engine.most <= PLACES
@@ -137,6 +146,24 @@ async def test_a_batch_request_waits_for_interactive_ones(tmp_path: Path) -> Non
         hold.set()
         await asyncio.gather(first, *tasks)
     assert done == ["interactive", "batch"]
+
+
+async def test_an_engine_full_of_streams_still_tells_that_it_is_well() -> None:
+    with ScriptedOllama() as ollama:
+        ollama.play(Script(first_ms=60_000))
+        async with OllamaEngine(ollama.url, parallel=128) as engine:
+            streams = [asyncio.create_task(_first(engine)) for _ in range(128)]
+            await until(lambda: ollama.seen()["began"] >= 128)
+            async with asyncio.timeout(5):
+                await engine.check()
+            for stream in streams:
+                stream.cancel()
+            await asyncio.gather(*streams, return_exceptions=True)
+
+
+async def _first(engine: OllamaEngine) -> None:
+    async for _ in engine.generate(Generation(BASE, "Hi", Sampling())):
+        return
 
 
 @pytest.mark.parametrize(

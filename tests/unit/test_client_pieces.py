@@ -140,6 +140,17 @@ def test_without_a_token_nothing_is_shown_and_a_token_is_not_in_the_repr() -> No
     assert "al_secret" not in repr(found)
 
 
+def test_calls_that_nobody_waits_for_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = ("x-agentloop-priority", "batch")
+    assert batch in connection(token="al_x", priority="batch").metadata
+    monkeypatch.setenv("AGENTLOOP_PRIORITY", "batch")
+    assert batch in connection().metadata
+    assert connection(priority="interactive").metadata == ()
+    monkeypatch.setenv("AGENTLOOP_PRIORITY", "urgent")
+    with pytest.raises(errors.ConfigurationError, match="'urgent'; it must be interactive or batch"):
+        connection()
+
+
 def test_a_token_that_no_header_can_carry_and_a_file_that_is_not_there_are_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.ConfigurationError, match="ASCII"):
         connection(token="al_ä")
