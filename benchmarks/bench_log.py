@@ -3,14 +3,23 @@
 Records appended to the fsynced spool per second by 1 and by 64 writers at once, beside the fsyncs per second
 of one bare file with lines of the same size on the same disk; then rows stored in Postgres per second, beside
 the same rows written by COPY into a table without keys.
+
+`log_rows_vs_fsync` is the whole way: 64 callers, each with a start and an end that it waits for, one after
+the other, while Postgres stores them, beside the fsyncs per second that the disk allows right before and
+right after. A row is two records: with one fsync for each it could be 0.5 at most, were nothing else to do.
+Redaction is what a record waits for it, in its own process. Retention drops a month of rows that were
+learned: what it costs must not grow with the rows (`make soak` asks that of 10,000,000).
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import statistics
 import tempfile
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -19,10 +28,16 @@ import psycopg
 from uuid6 import uuid7
 
 from benchmarks.line import Line
+from grpc_server.adapters.learned import Learned
 from grpc_server.adapters.local_postgres import LocalPostgres
+from grpc_server.adapters.partitions import ensure_partitions, month, name_of
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.record_json import record_to_json
+from grpc_server.adapters.redacting_spool import RedactingSpool
+from grpc_server.adapters.redaction_process import RedactionProcess
+from grpc_server.adapters.retention import retain
 from grpc_server.adapters.spool import FileSpool
+from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import (
     FinishReason,
     InferenceEnded,
@@ -33,11 +48,14 @@ from grpc_server.domain.types import (
     Timings,
     Usage,
 )
+from grpc_server.drain import Drain
 from grpc_server.migrations import migrate
 
 APPENDS = 2_000
 ROWS = 10_000
 BATCH = 500
+LOGGED = 4_000
+RETAINED = (100_000, 1_000_000)
 TEXT = "What is the weather in Oslo? " * 20
 
 
@@ -113,8 +131,120 @@ def _copied_per_second(dsn: str) -> float:
         return ROWS / (time.perf_counter() - started)
 
 
+async def _logged_per_second(folder: Path, dsn: str) -> tuple[float, float]:
+    """Whole inferences by 64 callers at once: accepted, while they are being stored, and stored."""
+    spool, store = FileSpool(folder, "bench", 1 << 30), PostgresStore(dsn)
+    await spool.open()
+    await store.open()
+    drain = Drain(spool, store)
+    draining = asyncio.create_task(drain.run())
+    ids: list[UUID] = [uuid7() for _ in range(LOGGED)]
+
+    async def call(mine: list[UUID]) -> None:
+        for inference_id in mine:
+            await spool.append(_start(inference_id))
+            await spool.append(_end(inference_id))
+
+    started = time.perf_counter()
+    await asyncio.gather(*(call(ids[writer::64]) for writer in range(64)))
+    accepted = LOGGED / (time.perf_counter() - started)
+    while spool.state().records:  # noqa: ASYNC110 - it has no event for that
+        await asyncio.sleep(0.005)
+    stored = LOGGED / (time.perf_counter() - started)
+    draining.cancel()
+    await asyncio.gather(draining, return_exceptions=True)
+    await store.close()
+    await spool.close()
+    return accepted, stored
+
+
+class _Nowhere:
+    """A spool that keeps nothing: what is measured is what comes before it."""
+
+    async def append(self, record: LogRecord) -> None:
+        del record
+
+    def state(self) -> SpoolState:
+        return SpoolState(0, 0, 0.0, 1)
+
+    async def close(self) -> None:
+        pass
+
+
+async def _redaction_ms() -> dict[str, float]:
+    """Median of a start with 1 KiB of prose, and of one with 1 MiB."""
+    finder = RedactionProcess()
+    await finder.start()
+    spool = RedactingSpool(_Nowhere(), finder, "hash", b"k" * 32)
+    found = {}
+    for name, size, times in (("1_kib", 1 << 10, 200), ("1_mib", 1 << 20, 9)):
+        messages = [{"role": "user", "content": (TEXT * (size // len(TEXT) + 1))[:size]}]
+        start = replace(_start(uuid7()), request={"messages": messages})
+        took = []
+        await spool.append(start)
+        for _ in range(times):
+            began = time.perf_counter()
+            await spool.append(start)
+            took.append((time.perf_counter() - began) * 1000)
+        found[name] = statistics.median(took)
+    await finder.close()
+    return found
+
+
+def month_of_rows(dsn: str, rows: int) -> str:
+    """Fill the month before last with so many rows of about 300 bytes; returns its partition's name."""
+    first = month(datetime.now(UTC), -2)
+    ensure_partitions(dsn, now=first, months=0)
+    low = f"{int(first.timestamp() * 1000):012x}7"
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            "INSERT INTO inference (id, server_id, caller, key_id, alias, model_version, target_role, "
+            "session_id, request, status, answer, started_at, ended_at) "
+            "SELECT (%(low)s || lpad(to_hex(n), 19, '0'))::uuid, 'bench', 'caller ' || n %% 20, 'k', "
+            "'default', 'm:1', 'stable', 's' || n / 10, %(request)s::json, 'ok', %(answer)s::json, "
+            "%(at)s, %(at)s FROM generate_series(1, %(rows)s) AS n",
+            {
+                "low": low,
+                "request": json.dumps({"messages": [{"role": "user", "content": "Oslo? " * 10}]}),
+                "answer": json.dumps({"role": "assistant", "content": "It rains."}),
+                "at": first,
+                "rows": rows,
+            },
+        )
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute(f"ANALYZE {name_of(first)}")
+    return name_of(first)
+
+
+def retention_seconds(dsn: str, rows: int) -> float:
+    """What it takes to drop a month of so many rows, all learned."""
+    name = month_of_rows(dsn, rows)
+    with psycopg.connect(dsn) as connection:
+        told = connection.execute(
+            "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, system_identifier::text, "
+            "(SELECT oid::text FROM pg_database WHERE datname = current_database()) FROM pg_control_system()"
+        ).fetchone()
+    assert told is not None
+    started = time.perf_counter()
+    done = retain(dsn, 1, Learned(*told))
+    seconds = time.perf_counter() - started
+    assert [(one.name, one.reason) for one in done.months] == [(name, "")]
+    return seconds
+
+
+def _flat(seconds: dict[int, float]) -> list[Line]:
+    few, many = min(seconds), max(seconds)
+    lines = [
+        Line("log", f"retention_s_{rows}_rows", took, "s", f"{few} rows", seconds[few])
+        for rows, took in seconds.items()
+    ]
+    # Detaching and dropping are changes of the catalogue; the files that go are a thousandth of the work.
+    ratio = seconds[many] / seconds[few]
+    return [*lines, Line("log", "retention_growth", ratio, "ratio", f"{few} rows", 1.0, "<= 5")]
+
+
 def run() -> list[Line]:
-    """Measure the spool on this disk, then the store on a Postgres of its own."""
+    """Measure the spool on this disk, the store on a Postgres of its own, redaction, and retention."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
         size = len(record_to_json(_start(uuid7())))
@@ -126,9 +256,21 @@ def run() -> list[Line]:
             migrate(dsn)
             stored = asyncio.run(_rows_per_second(dsn))
             copied = _copied_per_second(dsn)
+            beside = [_fsyncs_per_second(folder / "before", size)]
+            accepted, logged = asyncio.run(_logged_per_second(folder / "whole", dsn))
+            beside.append(_fsyncs_per_second(folder / "after", size))
+            allowed = statistics.mean(beside)
+            retention = {rows: retention_seconds(dsn, rows) for rows in RETAINED}
+    redaction = asyncio.run(_redaction_ms())
     return [
         Line("log", "appends_vs_fsync_1_writer", alone / fsyncs, "ratio", "bare fsync", 1.0, ">= 0.5"),
         Line("log", "appends_vs_fsync_64_writers", together / fsyncs, "ratio", "bare fsync", 1.0, ">= 2"),
         Line("log", "appends_per_s_64_writers", together, "records/s", "bare fsync", fsyncs),
         Line("log", "rows_stored_per_s", stored, "inferences/s", "bare COPY", copied),
+        Line("log", "log_rows_vs_fsync", accepted / allowed, "ratio", "bare fsync", 1.0, ">= 0.5"),
+        Line("log", "log_rows_accepted_per_s", accepted, "inferences/s", "bare fsync", allowed),
+        Line("log", "log_rows_in_postgres_per_s", logged, "inferences/s", "bare fsync", allowed),
+        Line("log", "redaction_ms_1_kib", redaction["1_kib"], "ms", "without", 0.0, "<= 1"),
+        Line("log", "redaction_ms_1_mib", redaction["1_mib"], "ms", "without", 0.0, "<= 1000"),
+        *_flat(retention),
     ]
