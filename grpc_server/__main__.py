@@ -123,14 +123,16 @@ def _shown(value: object) -> object:
 
 
 def main() -> None:
-    """Run the command line; `tokens` and `log` are read last, as they bring the database's driver."""
+    """Run the command line; what works in the database is read last, as it brings the driver."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it is in our own log
     from grpc_server.erase_cli import erase
+    from grpc_server.events_cli import app as events
     from grpc_server.log_cli import app as log
     from grpc_server.tokens_cli import app as tokens
 
     app.add_typer(tokens, name="tokens", help="API tokens, straight in the database.")
     app.command()(erase)
+    app.add_typer(events, name="events", help="Who changed what, straight from the database.")
     app.add_typer(log, name="log", help="The log's upkeep, straight in the database.")
     app()
 

@@ -36,6 +36,7 @@ from grpc_server.adapters.routes import CachedRoutes
 from grpc_server.adapters.spool import FileSpool
 from grpc_server.adapters.traced import traced_engine, traced_spool, traced_store
 from grpc_server.admission import Admission
+from grpc_server.audit import Audit
 from grpc_server.domain.errors import AgentLoopError, Conflict
 from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
 from grpc_server.domain.types import Limits, Route, Target, TargetRole
@@ -128,6 +129,8 @@ async def service(
             server_id=settings.server_id,
             default_deadline_seconds=settings.default_deadline_seconds,
         )
+        audit = Audit(store, settings.server_id)
+        await stack.enter_async_context(audit.running())
         running = await stack.enter_async_context(
             listen(
                 settings,
@@ -136,6 +139,7 @@ async def service(
                 spool=traced,
                 routes=routes,
                 authenticator=authenticator,
+                audit=audit,
                 check_store=store.check,
                 metrics=metrics,
                 tracer=tracer,

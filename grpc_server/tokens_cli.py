@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from grpc_server import migrations
 from grpc_server.adapters.credentials import new_token
-from grpc_server.adapters.local_postgres import LocalPostgres, LocalPostgresError
-from grpc_server.adapters.postgres import PostgresStore
-from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.limits import MAX_AMOUNT, limits_to_plain
 from grpc_server.domain.ports import TokenRecord, TokenStore
 from grpc_server.domain.types import NO_LIMITS, Limits, Scope
-from grpc_server.settings import Settings, alias_names, explain
+from grpc_server.settings import alias_names
+from grpc_server.store_cli import FAILED, USAGE, fail, operator, with_store
 
-T = TypeVar("T")
-
-FAILED = 1
-USAGE = 2
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([smhdw])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -90,15 +79,15 @@ def create(
         limits = changed(NO_LIMITS, requests_per_minute, tokens_per_minute, concurrent_streams, aliases)
         expires_at = now + duration(expires_in) if expires_in else None
     except ValueError as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
     except OverflowError:
-        _fail(f"{expires_in!r} ends after the year 9999; without --expires-in a token has no end", USAGE)
+        fail(f"{expires_in!r} ends after the year 9999; without --expires-in a token has no end", USAGE)
     if not 1 <= len(name) <= 100 or not name.isprintable():
-        _fail(f"{name!r} is not a name; write 1 to 100 printable characters", USAGE)
+        fail(f"{name!r} is not a name; write 1 to 100 printable characters", USAGE)
     token, record = new_token(
         name, allowed, now, expires_at, limits, learning=not no_learning, text=not no_text
     )
-    _with_store(lambda store: store.create(record))
+    with_store(lambda store: store.create(record, operator()))
     if as_json:
         typer.echo(json.dumps({"token": token, **_plain(record)}, indent=2, sort_keys=True))
         return
@@ -112,7 +101,7 @@ def create(
 @app.command("list")
 def list_tokens(as_json: Json = False) -> None:
     """Show every token: its key id, whom it is for, what it allows, and whether it is in force."""
-    tokens = _with_store(lambda store: store.all_tokens())
+    tokens = with_store(lambda store: store.all_tokens())
     if as_json:
         typer.echo(json.dumps([_plain(token) for token in tokens], indent=2, sort_keys=True))
         return
@@ -147,22 +136,22 @@ def limit_token(
     """Change what a token's caller may use; what is not named stays. Acts within five seconds."""
     given = (requests_per_minute, tokens_per_minute, concurrent_streams, aliases)
     if given == (None,) * 4:
-        _fail("nothing to change is given; `--help` shows the limits", USAGE)
+        fail("nothing to change is given; `--help` shows the limits", USAGE)
     try:
         changed(NO_LIMITS, *given)
     except ValueError as error:
-        _fail(str(error), USAGE)
+        fail(str(error), USAGE)
 
     async def change(store: TokenStore) -> Limits | None:
         for token in await store.all_tokens():
             if token.key_id == key_id:
                 limits = changed(token.limits, *given)
-                return limits if await store.limit(key_id, limits) else None
+                return limits if await store.limit(key_id, limits, operator()) else None
         return None
 
-    limits = _with_store(change)
+    limits = with_store(change)
     if limits is None:
-        _fail(f"there is no token {key_id} in force; `tokens list` shows all", FAILED)
+        fail(f"there is no token {key_id} in force; `tokens list` shows all", FAILED)
     if as_json:
         found = {"key_id": key_id, "limits": limits_to_plain(limits)}
         typer.echo(json.dumps(found, indent=2, sort_keys=True))
@@ -191,44 +180,13 @@ def revoke(
     as_json: Json = False,
 ) -> None:
     """End a token. Servers refuse it within five seconds."""
-    revoked = _with_store(lambda store: store.revoke(key_id, datetime.now(UTC)))
+    revoked = with_store(lambda store: store.revoke(key_id, datetime.now(UTC), operator()))
     if as_json:
         typer.echo(json.dumps({"key_id": key_id, "revoked": revoked}, indent=2, sort_keys=True))
     if not revoked:
-        _fail(f"there is no token {key_id} in force; `tokens list` shows all", FAILED)
+        fail(f"there is no token {key_id} in force; `tokens list` shows all", FAILED)
     if not as_json:
         typer.echo(f"{key_id} is revoked")
-
-
-def _with_store(work: Callable[[TokenStore], Awaitable[T]]) -> T:
-    """What `work` gives, on the database that is set or else the local one; exits with 1 if it cannot."""
-
-    async def run() -> T:
-        async with _store() as store:
-            return await work(store)
-
-    try:
-        return asyncio.run(run())
-    except ValidationError as error:
-        _fail(explain(error), USAGE)
-    except (AgentLoopError, LocalPostgresError, OSError, ValueError) as error:
-        _fail(str(error), FAILED)
-
-
-@contextlib.asynccontextmanager
-async def _store() -> AsyncIterator[PostgresStore]:
-    settings = Settings()
-    with contextlib.ExitStack() as stack:
-        dsn = settings.database_url.get_secret_value()
-        if not dsn:
-            dsn = stack.enter_context(LocalPostgres(settings.state_dir / "postgres")).dsn("agentloop")
-            migrations.migrate(dsn)
-        store = PostgresStore(dsn, connections=1)
-        await store.open()
-        try:
-            yield store
-        finally:
-            await store.close()
 
 
 def _state(token: TokenRecord) -> str:
@@ -271,8 +229,3 @@ def _plain(token: TokenRecord) -> dict[str, object]:
         "text": token.text,
         "state": _state(token),
     }
-
-
-def _fail(text: str, code: int) -> NoReturn:
-    typer.echo(f"error: {text}", err=True)
-    raise typer.Exit(code)

@@ -22,6 +22,7 @@ from agentloop.v1 import (
     model_pb2,
     model_pb2_grpc,
 )
+from grpc_server.audit import Audit
 from grpc_server.domain.errors import Precondition
 from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
 from grpc_server.http.app import make_app
@@ -84,6 +85,7 @@ async def listen(
     spool: Spool,
     routes: Routes,
     authenticator: Authenticator,
+    audit: Audit,
     check_store: Callable[[], Awaitable[object]],
     metrics: Metrics,
     tracer: Tracer | None = None,
@@ -119,7 +121,11 @@ async def listen(
         http_address = await stack.enter_async_context(listening(app, settings.http_address, context))
         listener = grpc.aio.server(
             options=OPTIONS,
-            interceptors=[TraceInterceptor(tracer), ErrorInterceptor(), AuthInterceptor(authenticator)],
+            interceptors=[
+                TraceInterceptor(tracer),
+                ErrorInterceptor(),
+                AuthInterceptor(authenticator, audit),
+            ],
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(inference, unread_seconds=settings.unread_seconds), listener
@@ -127,7 +133,7 @@ async def listen(
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServicer(spool, logged=metrics.logged), listener
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(engine, routes), listener)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(engine, routes, audit), listener)
         health_pb2_grpc.add_HealthServicer_to_server(health, listener)
         reflection.enable_server_reflection(
             (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),

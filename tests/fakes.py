@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 from grpc_server.adapters.json_schema_child import unfit, unholdable
 from grpc_server.domain.errors import (
@@ -289,6 +290,7 @@ class FakeLogStore:
         self.poison = poison
         self.batches: list[list[LogRecord]] = []
         self.dead_letters: list[tuple[object, str]] = []
+        self.events: list[tuple[str, str, str, dict[str, Any]]] = []
         self.rows: dict[tuple[str, object], LogRecord] = {}
 
     async def store(self, records: Sequence[LogRecord]) -> None:
@@ -306,6 +308,11 @@ class FakeLogStore:
         if self.down:
             raise StoreUnavailable("Postgres is down")
         self.dead_letters.append((what, reason))
+
+    async def note(self, kind: str, actor: str, subject: str, detail: Mapping[str, Any]) -> None:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
+        self.events.append((kind, actor, subject, dict(detail)))
 
     async def check(self) -> None:
         if self.down:
@@ -328,13 +335,13 @@ class FakeTokenStore:
         self.reads += 1
         return list(self.tokens.values())
 
-    async def create(self, token: TokenRecord) -> None:
+    async def create(self, token: TokenRecord, by: str = "") -> None:
         self._up()
         if token.key_id in self.tokens:
             raise AlreadyExists(f"key id {token.key_id} is taken")
         self.tokens[token.key_id] = token
 
-    async def revoke(self, key_id: str, at: datetime) -> bool:
+    async def revoke(self, key_id: str, at: datetime, by: str = "") -> bool:
         self._up()
         token = self.tokens.get(key_id)
         if token is None or token.revoked_at is not None:
@@ -342,7 +349,7 @@ class FakeTokenStore:
         self.tokens[key_id] = replace(token, revoked_at=at)
         return True
 
-    async def limit(self, key_id: str, limits: Limits) -> bool:
+    async def limit(self, key_id: str, limits: Limits, by: str = "") -> bool:
         self._up()
         token = self.tokens.get(key_id)
         if token is None or token.revoked_at is not None:

@@ -23,7 +23,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from grpc_server.adapters.erased import unerased
-from grpc_server.adapters.postgres_events import note
+from grpc_server.adapters.postgres_events import note, read_events
 from grpc_server.adapters.postgres_text import from_text, to_json, to_text
 from grpc_server.adapters.postgres_tokens import add_token, limit_token, read_tokens, revoke_token
 from grpc_server.adapters.record_json import attempts_to_plain, record_to_json
@@ -32,6 +32,7 @@ from grpc_server.domain.errors import Conflict, StoreUnavailable
 from grpc_server.domain.plain import message_to_plain
 from grpc_server.domain.ports import TokenRecord
 from grpc_server.domain.types import (
+    Event,
     Feedback,
     InferenceEnded,
     InferenceStarted,
@@ -166,20 +167,32 @@ class PostgresStore:
         async with self._connection(READ_SECONDS) as connection:
             return await read_tokens(connection)
 
-    async def create(self, token: TokenRecord) -> None:
+    async def create(self, token: TokenRecord, by: str = "") -> None:
         """Store a new token. Raises StoreUnavailable, AlreadyExists."""
         async with self._connection() as connection:
-            await add_token(connection, token)
+            await add_token(connection, token, by)
 
-    async def revoke(self, key_id: str, at: datetime) -> bool:
+    async def revoke(self, key_id: str, at: datetime, by: str = "") -> bool:
         """Revoke a token; False if there is none, or it is revoked already. Raises StoreUnavailable."""
         async with self._connection() as connection:
-            return await revoke_token(connection, key_id, at)
+            return await revoke_token(connection, key_id, at, by)
 
-    async def limit(self, key_id: str, limits: Limits) -> bool:
+    async def limit(self, key_id: str, limits: Limits, by: str = "") -> bool:
         """Replace a token's limits; False if there is none, or it is revoked. Raises StoreUnavailable."""
         async with self._connection() as connection:
-            return await limit_token(connection, key_id, limits)
+            return await limit_token(connection, key_id, limits, by)
+
+    # EventStore
+
+    async def note(self, kind: str, actor: str, subject: str, detail: Mapping[str, Any]) -> None:
+        """Keep an event. Raises StoreUnavailable."""
+        async with self._connection() as connection:
+            await note(connection, kind, actor, subject, detail)
+
+    async def events(self, kind: str = "", since: datetime | None = None, limit: int = 100) -> list[Event]:
+        """The latest events, the last one last; those of one kind, since then. Raises StoreUnavailable."""
+        async with self._connection() as connection:
+            return await read_events(connection, kind, since, limit)
 
     # RouteStore
 

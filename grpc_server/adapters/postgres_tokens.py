@@ -26,7 +26,7 @@ async def read_tokens(connection: AsyncConnection[TupleRow]) -> list[TokenRecord
     return [_token(row) for row in await cursor.fetchall()]
 
 
-async def add_token(connection: AsyncConnection[TupleRow], token: TokenRecord) -> None:
+async def add_token(connection: AsyncConnection[TupleRow], token: TokenRecord, by: str) -> None:
     """Store a new token. Raises AlreadyExists."""
     cursor = await connection.execute(
         f"INSERT INTO api_token ({_COLUMNS}) VALUES "  # noqa: S608
@@ -47,15 +47,17 @@ async def add_token(connection: AsyncConnection[TupleRow], token: TokenRecord) -
     if cursor.rowcount == 0:
         raise AlreadyExists(f"there is a token {token.key_id} already")
     detail = {
+        "name": token.name,
         "scopes": sorted(token.scopes),
         "limits": limits_to_plain(token.limits),
+        "expires_at": None if token.expires_at is None else token.expires_at.isoformat(),
         "learning": token.learning,
         "text": token.text,
     }
-    await note(connection, "token_created", token.name, token.key_id, detail)
+    await note(connection, "token_created", by, token.key_id, detail)
 
 
-async def revoke_token(connection: AsyncConnection[TupleRow], key_id: str, at: datetime) -> bool:
+async def revoke_token(connection: AsyncConnection[TupleRow], key_id: str, at: datetime, by: str) -> bool:
     """Revoke a token; False if there is none, or it is revoked already."""
     cursor = await connection.execute(
         "UPDATE api_token SET revoked_at = %s WHERE key_id = %s AND revoked_at IS NULL",
@@ -63,11 +65,11 @@ async def revoke_token(connection: AsyncConnection[TupleRow], key_id: str, at: d
     )
     if cursor.rowcount == 0:
         return False
-    await note(connection, "token_revoked", "", key_id, {})
+    await note(connection, "token_revoked", by, key_id, {})
     return True
 
 
-async def limit_token(connection: AsyncConnection[TupleRow], key_id: str, limits: Limits) -> bool:
+async def limit_token(connection: AsyncConnection[TupleRow], key_id: str, limits: Limits, by: str) -> bool:
     """Replace a token's limits; False if there is none, or it is revoked."""
     cursor = await connection.execute(
         "UPDATE api_token SET requests_per_minute = %s, tokens_per_minute = %s, concurrent_streams = %s, "
@@ -76,7 +78,7 @@ async def limit_token(connection: AsyncConnection[TupleRow], key_id: str, limits
     )
     if cursor.rowcount == 0:
         return False
-    await note(connection, "token_limited", "", key_id, {"limits": limits_to_plain(limits)})
+    await note(connection, "token_limited", by, key_id, {"limits": limits_to_plain(limits)})
     return True
 
 

@@ -210,14 +210,21 @@ class TokenStore(Protocol):
     async def all_tokens(self) -> list[TokenRecord]:
         """Every token, the revoked ones too."""
 
-    async def create(self, token: TokenRecord) -> None:
-        """Store a new token."""
+    async def create(self, token: TokenRecord, by: str = "") -> None:
+        """Store a new token; `by` is who made it, for its event."""
 
-    async def revoke(self, key_id: str, at: datetime) -> bool:
+    async def revoke(self, key_id: str, at: datetime, by: str = "") -> bool:
         """Revoke it; False if there is none, or it is revoked already."""
 
-    async def limit(self, key_id: str, limits: Limits) -> bool:
+    async def limit(self, key_id: str, limits: Limits, by: str = "") -> bool:
         """Replace its limits; False if there is none, or it is revoked."""
+
+
+class EventStore(Protocol):
+    """Who changed what. Raises StoreUnavailable."""
+
+    async def note(self, kind: str, actor: str, subject: str, detail: JsonObject) -> None:
+        """Keep an event."""
 
 
 class RouteStore(Protocol):

@@ -265,6 +265,17 @@ class ModelVersion:
     loaded: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Who changed what."""
+
+    at: datetime
+    kind: str
+    actor: str
+    subject: str
+    detail: JsonObject
+
+
 # What the log stores.
 
 

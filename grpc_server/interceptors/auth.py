@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from grpc_server.audit import Audit
 from grpc_server.domain.errors import PermissionDenied, Unauthenticated
 from grpc_server.domain.ports import Authenticator
 from grpc_server.domain.types import Caller, Scope
@@ -35,6 +36,9 @@ SCOPES: Mapping[str, Scope | None] = {
 }
 """The scope that each method needs; None: any valid token. What is not here is refused."""
 
+ADMINISTRATIVE = frozenset({Scope.MODELS_WRITE, Scope.ADMIN})
+"""Scopes whose use, and whose lack, is written down."""
+
 _caller: ContextVar[Caller] = ContextVar("caller")
 
 
@@ -55,8 +59,9 @@ def bearer(metadata: Any) -> str:
 class AuthInterceptor(Interceptor):
     """Refuses, inside the method's handler, a call whose token is not valid or does not allow it."""
 
-    def __init__(self, authenticator: Authenticator) -> None:
+    def __init__(self, authenticator: Authenticator, audit: Audit) -> None:
         self._authenticator = authenticator
+        self._audit = audit
 
     async def intercept_service(
         self,
@@ -86,5 +91,7 @@ class AuthInterceptor(Interceptor):
             raise PermissionDenied("no token allows this method")
         scope = SCOPES[method]
         if scope is not None and not who.may(scope):
+            if scope in ADMINISTRATIVE:
+                self._audit.denied(who, method)
             raise PermissionDenied(f"this call needs the scope {scope}")
         return who

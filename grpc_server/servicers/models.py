@@ -10,6 +10,7 @@ import grpc
 
 from agentloop.v1 import model_pb2 as pb
 from agentloop.v1 import model_pb2_grpc as rpc
+from grpc_server.audit import Audit
 from grpc_server.domain import rules
 from grpc_server.domain.errors import InvalidArgument, NotFound, Precondition
 from grpc_server.domain.ports import Engine, Routes
@@ -27,8 +28,9 @@ _ROLE_NUMBERS = {role: number for number, role in _ROLES.items()}
 class ModelServicer(rpc.ModelServiceServicer):
     """Models through the engine, routes through the store; one change at a time."""
 
-    def __init__(self, engine: Engine, routes: Routes) -> None:
+    def __init__(self, engine: Engine, routes: Routes, audit: Audit) -> None:
         self._engine = engine
+        self._audit = audit
         self._routes = routes
         self._change = asyncio.Lock()  # a version must not go between a check of the route and its use
 
@@ -52,8 +54,10 @@ class ModelServicer(rpc.ModelServiceServicer):
                 f"path is {request.path[:200]!a}; it must be an absolute path on the server's host",
                 "path",
             )
-        async with self._change:
+        detail = {"path": request.path, "sha256": request.sha256}
+        async with self._change, self._audit.act("model_install", caller(), request.name, detail) as act:
             changed = await self._engine.install(request.name, path, request.sha256)
+            act.detail["changed"] = changed
             await self._engine.load(request.name)
             return pb.InstallModelResponse(model=_model(await self._installed(request.name)), changed=changed)
 
@@ -67,7 +71,9 @@ class ModelServicer(rpc.ModelServiceServicer):
             for route in self._routes.all():
                 if request.name in [target.model_version for target in route.targets]:
                     raise Precondition(f"route {route.alias} leads to {request.name}; set the route first")
-            return pb.RemoveModelResponse(changed=await self._engine.remove(request.name))
+            async with self._audit.act("model_remove", caller(), request.name, {}) as act:
+                act.detail["changed"] = changed = await self._engine.remove(request.name)
+            return pb.RemoveModelResponse(changed=changed)
 
     async def GetRoute(  # noqa: N802 - gRPC's name
         self, request: pb.GetRouteRequest, context: grpc.aio.ServicerContext[Any, Any]

@@ -15,6 +15,7 @@ from opentelemetry.trace import Tracer
 from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2_grpc
 from grpc_server.adapters.traced import traced_engine, traced_spool
 from grpc_server.admission import Admission
+from grpc_server.audit import Audit
 from grpc_server.domain.types import Caller, Scope
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
@@ -50,6 +51,7 @@ class Bench:
     queue_size: int = 64
     running: Running | None = None
     folder: Path = Path()
+    audit: Any = None
     inference: Any = None
     tracer: Tracer | None = None
     listeners: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -80,6 +82,7 @@ class Bench:
             admission=Admission(self.engine.parallel, queue_size=self.queue_size, tracer=tracer),
             default_deadline_seconds=settings.default_deadline_seconds,
         )
+        self.audit = Audit(self.store)
         self.listeners = contextlib.AsyncExitStack()
         async with self.listeners:
             self.running = await self.listeners.enter_async_context(
@@ -90,6 +93,7 @@ class Bench:
                     spool=spool,
                     routes=self.routes,
                     authenticator=self.authenticator,
+                    audit=self.audit,
                     check_store=self.store.check,
                     metrics=self.metrics,
                     tracer=tracer,

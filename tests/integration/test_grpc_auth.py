@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from agentloop.v1 import feedback_pb2, inference_pb2, model_pb2
 from grpc_server.domain.types import Scope
-from grpc_server.interceptors.auth import OPEN, SCOPES
+from grpc_server.interceptors.auth import ADMINISTRATIVE, OPEN, SCOPES
 from tests.integration.grpc_bench import TOKENS, Bench, bearer, hello, status_of
 
 METHODS = {
@@ -151,3 +152,38 @@ async def test_neither_tokens_nor_prompts_are_logged(bench: Bench, caplog: pytes
     assert "al_infer" not in ours
     assert "al_wrong" not in ours
     assert "my secret question" not in ours
+
+
+async def test_a_denied_administrative_call_is_written_down_and_others_are_not(bench: Bench) -> None:
+    for name, method in METHODS.items():
+        if SCOPES[name] is not Scope.INFER and not method.client_streaming:
+            await status_of(call(bench, name, bearer("al_infer")))
+    await bench.audit.flush()
+    administrative = {name for name, scope in SCOPES.items() if scope in ADMINISTRATIVE}
+    assert {(kind, actor, subject) for kind, actor, subject, _ in bench.store.events} == {
+        ("denied", "billing", name) for name in administrative
+    }
+
+
+async def test_models_are_installed_and_removed_with_their_events_or_not_at_all(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF of a test")
+    request = model_pb2.InstallModelRequest(
+        name="m:1", path=str(path), sha256=hashlib.sha256(path.read_bytes()).hexdigest()
+    )
+    bench.store.down = True
+    refused = await status_of(bench.model_stub.InstallModel(request, metadata=bearer("al_write")))
+    assert refused.code() is grpc.StatusCode.UNAVAILABLE
+    assert "m:1" not in bench.engine.models
+    bench.store.down = False
+    await bench.model_stub.InstallModel(request, metadata=bearer("al_write"))
+    remove = model_pb2.RemoveModelRequest(name="m:1")
+    await bench.model_stub.RemoveModel(remove, metadata=bearer("al_write"))
+    told = [(kind, actor, subject, detail["outcome"]) for kind, actor, subject, detail in bench.store.events]
+    assert told == [
+        (kind, "rollout", "m:1", outcome)
+        for kind in ("model_install", "model_remove")
+        for outcome in ("asked", "done")
+    ]

@@ -29,6 +29,7 @@ from grpc_server.domain.types import (
     Attempt,
     Feedback,
     InferenceStarted,
+    Limits,
     LogRecord,
     Message,
     Role,
@@ -471,17 +472,33 @@ async def test_changes_of_tokens_and_routes_are_noted(store: PostgresStore, dsn:
     from tests.fakes import ALL_SCOPES, route_to
 
     _, record = new_token("billing", ALL_SCOPES, datetime.now(UTC), None)
-    await store.create(record)
-    await store.revoke(record.key_id, datetime.now(UTC))
+    await store.create(record, "root")
+    await store.limit(record.key_id, Limits(7), "root")
+    await store.revoke(record.key_id, datetime.now(UTC), "root")
     await store.set_route(route_to(revision=0), "ops")
     rows = query(dsn, "SELECT kind, actor, subject FROM event ORDER BY id")
     assert rows == [
-        ("token_created", "billing", record.key_id),
-        ("token_revoked", "", record.key_id),
+        ("token_created", "root", record.key_id),
+        ("token_limited", "root", record.key_id),
+        ("token_revoked", "root", record.key_id),
         ("route_set", "ops", "default"),
     ]
     hashes = query(dsn, "SELECT detail::text FROM event")
     assert record.secret_sha256.hex() not in str(hashes)
+    assert '"requests_per_minute":7' in str(hashes)
+
+
+async def test_events_are_read_by_kind_and_time_the_latest_last(store: PostgresStore) -> None:
+    before = datetime.now(UTC) - timedelta(minutes=1)
+    for number in range(5):
+        await store.note("odd" if number % 2 else "even", "a\0é", "s", {"number": number})
+    numbers = [event.detail["number"] for event in await store.events()]
+    assert numbers == [0, 1, 2, 3, 4]
+    assert [event.detail["number"] for event in await store.events("odd")] == [1, 3]
+    assert [event.detail["number"] for event in await store.events(limit=2)] == [3, 4]
+    assert len(await store.events("even", before)) == 3
+    assert await store.events("", datetime.now(UTC) + timedelta(minutes=1)) == []
+    assert (await store.events())[0].actor == "a\0é"
 
 
 def test_the_local_server_is_reachable_by_its_owner_only(postgres: LocalPostgres) -> None:
