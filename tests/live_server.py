@@ -19,7 +19,7 @@ from grpc_server.adapters.credentials import new_token
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.domain.ports import TokenRecord
-from grpc_server.domain.types import Scope
+from grpc_server.domain.types import NO_LIMITS, Limits, Scope
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 120.0
@@ -134,10 +134,10 @@ class LiveServer:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    def token(self, *scopes: str, name: str = "test") -> str:
+    def token(self, *scopes: str, name: str = "test", limits: Limits = NO_LIMITS) -> str:
         """A new token with these scopes; `admin` where none is named. No process is started for it."""
         allowed = frozenset(Scope(scope) for scope in scopes or ("admin",))
-        text, record = new_token(name, allowed, datetime.now(UTC), None)
+        text, record = new_token(name, allowed, datetime.now(UTC), None, limits)
         with ThreadPoolExecutor(1) as thread:  # the caller's may run an event loop
             thread.submit(asyncio.run, self._keep(record)).result()
         return text

@@ -15,7 +15,7 @@ from xdist.scheduler import LoadScopeScheduling
 # By what the files share: a server, real engines.
 GROUPS = {
     "live-server": ("test_live_server", "test_http_live", "test_examples", "test_evaluate", "test_readme"),
-    "gateway": ("test_gateway_floods", "test_gateway_faults"),
+    "gateway": ("test_gateway_floods", "test_gateway_memory", "test_gateway_faults"),
     "engines": ("test_engine_conformance", "test_engine_processes"),
 }
 # So that neither process is left alone with something long at the end: `make test` prints the slowest tests.
