@@ -97,6 +97,7 @@ starts = st.builds(
     session_id=text,
     request=json_objects,
     started_at=moments,
+    traceparent=text,
 )
 attempts = st.builds(
     Attempt,

@@ -318,8 +318,8 @@ class _Rows:
 
 _INSERT_START = (
     "INSERT INTO inference (id, server_id, caller, key_id, alias, model_version, target_role, session_id, "
-    "request, started_at, learning, request_redacted) "
-    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING"
+    "request, started_at, learning, request_redacted, trace_id) "
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT (id) DO NOTHING"
 )
 
 # An answer that is null is one that was aborted by the start of a server: the end itself knows better.
@@ -351,7 +351,13 @@ def _start_row(record: InferenceStarted) -> tuple[Any, ...]:
         record.started_at,
         record.learning,
         _found(record.redacted),
+        _trace_id(record.traceparent),
     )
+
+
+def _trace_id(traceparent: str) -> str:
+    """`version-trace_id-span_id-flags`; empty if there is none."""
+    return to_text(traceparent.split("-")[1]) if traceparent.count("-") == 3 else ""
 
 
 def _end_row(record: InferenceEnded) -> tuple[Any, ...]:

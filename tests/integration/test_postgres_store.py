@@ -112,6 +112,14 @@ async def test_a_row_names_the_version_that_answered_and_those_that_failed(
     assert stored == attempts_to_plain(attempts)
 
 
+async def test_a_row_names_the_trace_in_which_it_was_asked(store: PostgresStore, dsn: str) -> None:
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    traced = make.started(traceparent=f"00-{trace}-b7ad6b7169203331-01")
+    for start, wanted in ((traced, trace), (make.started(), ""), (make.started(traceparent="\0"), "")):
+        await store.store([start])
+        assert query(dsn, "SELECT trace_id FROM inference WHERE id = %s", start.id) == [(wanted,)]
+
+
 async def test_an_inference_is_in_the_log_once_it_has_ended(store: PostgresStore, dsn: str) -> None:
     start = make.started()
     await store.store([start])

@@ -1,0 +1,16 @@
+"""The trace that an inference was asked in: 0008_trace.sql."""
+
+from pathlib import Path
+from typing import cast
+
+import psycopg
+from alembic import op
+
+revision = "0008"
+down_revision = "0007"
+
+
+def upgrade() -> None:
+    """Run the SQL file of this version, by the driver itself: it holds `%` and several statements."""
+    driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
+    driver.execute(Path(__file__).with_suffix(".sql").read_bytes())
