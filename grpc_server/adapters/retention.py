@@ -167,6 +167,7 @@ class _Run:
             self._delete_orphans(),
             self._delete("dead_letter", "id", "dead_letter i WHERE i.at < %s", (self._before,)),
         )
+        self._delete("erased", "inference_id", f"erased i WHERE {_ERASED}", (self._first_kept,))
         if any(not one.reason for one in months) or done.unpartitioned or done.feedback or done.dead_letters:
             self._connection.execute(
                 "INSERT INTO event (kind, actor, subject, detail) VALUES ('log_retained', %s, %s, %s)",
@@ -290,6 +291,11 @@ _OLD_ROW = (
     f"i.started_at < %s AND (%s::text IS NULL OR NOT ({_TEACHES}) OR (i.changed_xid < %s::text::xid8 "
     "AND NOT EXISTS (SELECT FROM feedback f WHERE f.inference_id = i.id "
     "AND f.learning AND f.changed_xid >= %s::text::xid8)))"
+)
+# Nothing of these months can come back any more, but from a spool that is as old.
+_ERASED = (
+    "i.inference_id < %s AND EXISTS "
+    "(SELECT FROM erasure e WHERE e.id = i.erasure AND e.finished_at IS NOT NULL)"
 )
 _ORPHAN = (
     "f.inference_id > %s AND f.inference_id < %s "

@@ -178,6 +178,20 @@ def test_a_long_reader_delays_retention_and_is_not_blocked_by_it(
     assert retain(old, 4, known).months[0].reason == ""
 
 
+def test_notes_of_what_was_erased_age_too(old: str) -> None:
+    with psycopg.connect(old) as connection:
+        for finished in ("now()", "NULL"):
+            connection.execute(
+                "WITH made AS (INSERT INTO erasure (kind, salt, digest, before, requested_by, finished_at) "
+                f"VALUES ('caller', '', '', now(), 'me', {finished}) RETURNING id) "
+                "INSERT INTO erased SELECT one, id, true FROM made, unnest(%s::uuid[]) AS one",
+                ([id_in(5, 1 if finished == "NULL" else 2), id_in(1)],),
+            )
+    retain(old, 2, all_learned(old))
+    left = {row[0] for row in query(old, "SELECT inference_id FROM erased")}
+    assert left == {id_in(5, 1), id_in(1)}  # of the erasure that is not finished, and of months that are kept
+
+
 def test_it_stops_between_two_steps_when_it_is_told_to(old: str) -> None:
     assert retain(old, 2, all_learned(old), stop=lambda: True).months == ()
     assert counts(old) == (18, 18, 2)
