@@ -47,6 +47,14 @@ class KillablePostgres:
         self._keeper: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
+        """Start it; on a machine that is so busy that its first answer comes too late, once more."""
+        for _ in range(5):
+            self._start()
+            if self.dsn:
+                return
+        raise AssertionError("Postgres did not start")
+
+    def _start(self) -> None:
         program = "import sys; from pathlib import Path; "
         program += "from grpc_server.adapters.local_postgres import keep; keep(Path(sys.argv[1]))"
         self._keeper = subprocess.Popen(
@@ -58,7 +66,8 @@ class KillablePostgres:
         )
         assert self._keeper.stdout is not None
         self.dsn = self._keeper.stdout.readline().strip()
-        assert self.dsn
+        if not self.dsn:
+            self._keeper.wait()
 
     def kill(self) -> None:
         """The keeper, the server and all its processes, at once."""
