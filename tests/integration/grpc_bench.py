@@ -45,7 +45,7 @@ class Bench:
     spool: FakeSpool = field(default_factory=FakeSpool)
     routes: FakeRoutes = field(default_factory=FakeRoutes)
     store: FakeLogStore = field(default_factory=FakeLogStore)
-    authenticator: FakeAuthenticator = field(default_factory=lambda: FakeAuthenticator(dict(TOKENS)))
+    authenticator: Any = field(default_factory=lambda: FakeAuthenticator(dict(TOKENS)))
     metrics: Metrics = field(default_factory=Metrics)
     settings: dict[str, Any] = field(default_factory=dict)
     queue_size: int = 64

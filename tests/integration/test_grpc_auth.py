@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import pkgutil
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +17,28 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from agentloop.v1 import feedback_pb2, inference_pb2, model_pb2
+import agentloop.v1
+from agentloop.v1 import model_pb2
 from grpc_server.domain.types import Scope
 from grpc_server.interceptors.auth import ADMINISTRATIVE, OPEN, SCOPES
+from grpc_server.transports import SERVICES
+from tests import jwts
+from tests.integration.bad_credentials import BAD, Credentials, Headers, credentials_of
 from tests.integration.grpc_bench import TOKENS, Bench, bearer, hello, status_of
 
+FILES = [
+    importlib.import_module(f"agentloop.v1.{module.name}").DESCRIPTOR
+    for module in pkgutil.iter_modules(agentloop.v1.__path__)
+    if module.name.endswith("_pb2")
+]
 METHODS = {
     f"/{service.full_name}/{method.name}": method
-    for file in (inference_pb2.DESCRIPTOR, feedback_pb2.DESCRIPTOR, model_pb2.DESCRIPTOR)
+    for file in FILES
     for service in file.services_by_name.values()
     for method in service.methods
 }
 REFLECTION = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-BAD: dict[str, tuple[tuple[str, str | bytes], ...]] = {
-    "none": (),
-    "empty": (("authorization", ""),),
-    "no scheme": (("authorization", "al_admin"),),
-    "another scheme": (("authorization", "Basic al_admin"),),
-    "no token": (("authorization", "Bearer "),),
-    "unknown": (("authorization", "Bearer al_unknown"),),
-    "long": (("authorization", "Bearer " + "a" * 4000),),
-    "two": (("authorization", "Bearer al_admin"), ("authorization", "Bearer al_admin")),
-    "another header": (("x-authorization", "Bearer al_admin"),),
-    "binary": (("authorization-bin", b"Bearer al_admin"),),
-}
+GRPC_ONLY: dict[str, Headers] = {"binary": (("authorization-bin", b"Bearer al_admin"),)}
 
 
 @pytest.fixture
@@ -46,11 +47,20 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield running
 
 
+@dataclass(frozen=True, slots=True)
+class Strict:
+    """A server with the real authenticator, and credentials of every kind."""
+
+    bench: Bench
+    credentials: Credentials
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def refusing(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bench]:
+async def strict(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Strict]:
     """One server for all who are refused: it keeps nothing of them."""
-    async with Bench().run(tmp_path_factory.mktemp("refusing")) as running:
-        yield running
+    folder = tmp_path_factory.mktemp("strict")
+    async with credentials_of(folder) as made, Bench(authenticator=made.authenticator).run(folder) as bench:
+        yield Strict(bench, made)
 
 
 def call(bench: Bench, name: str, metadata: Any) -> Any:
@@ -69,20 +79,43 @@ def test_every_method_of_the_api_has_its_scope_and_no_other_is_named() -> None:
     ours = {name for name in SCOPES if name.startswith("/agentloop.")}
     assert ours == set(METHODS)
     assert all(SCOPES[name] in set(Scope) for name in METHODS)
+    assert {file.services_by_name[name].full_name for file in FILES for name in file.services_by_name} == set(
+        SERVICES
+    )
     health = health_pb2.DESCRIPTOR.services_by_name["Health"]
     assert {f"/{health.full_name}/{method.name}" for method in health.methods} == OPEN
 
 
-@pytest.mark.parametrize("name", sorted(METHODS))
-@pytest.mark.parametrize("kind", sorted(BAD))
+@pytest.mark.parametrize("kind", sorted({*BAD, *GRPC_ONLY}))
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_call_without_a_valid_token_is_unauthenticated_and_says_no_more(
-    refusing: Bench, name: str, kind: str
+async def test_no_method_lets_a_bad_credential_in_or_says_what_is_wrong_with_it(
+    strict: Strict, kind: str
 ) -> None:
-    error = await status_of(call(refusing, name, BAD[kind]))
-    assert error.code() is grpc.StatusCode.UNAUTHENTICATED
-    assert error.details() == "a valid token is needed: authorization: Bearer al_…"
-    assert (refusing.engine.asked, refusing.spool.records, refusing.routes.store.changes) == ([], [], [])
+    bench = strict.bench
+    headers = GRPC_ONLY[kind] if kind in GRPC_ONLY else BAD[kind](strict.credentials)
+    for name in METHODS:
+        error = await status_of(call(bench, name, headers))
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED, (name, error.details())
+        assert error.details() == "a valid token is needed: authorization: Bearer al_…"
+    assert (bench.engine.asked, bench.spool.records, bench.routes.store.changes) == ([], [], [])
+    assert bench.store.events == []
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+@pytest.mark.asyncio(loop_scope="module")
+async def test_no_method_takes_a_credential_without_its_scope(strict: Strict, name: str) -> None:
+    bench, scope = strict.bench, SCOPES[name]
+    assert scope is not None
+    for kind, text in strict.credentials.without(scope).items():
+        error = await status_of(call(bench, name, bearer(text)))
+        assert error.code() is grpc.StatusCode.PERMISSION_DENIED, (kind, error.details())
+    assert (bench.engine.asked, bench.spool.records, bench.routes.store.changes) == ([], [], [])
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_good_credentials_of_both_kinds_get_in(strict: Strict) -> None:
+    for text in (strict.credentials.in_force, jwts.token(scope="models:read")):
+        await call(strict.bench, "/agentloop.v1.ModelService/ListModels", bearer(text))
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from agentloop import cli
 from grpc_server import __main__ as grpc_server
-from grpc_server import erase_cli, log_cli, tokens_cli
+from grpc_server import erase_cli, events_cli, log_cli, tokens_cli
 from tests.coverage_files import untraced
 from tests.integration import night_by_hand
 from tests.integration.rollout_bench import CANDIDATE, CHAMPION, GGUF, World, stable, world
@@ -143,6 +143,8 @@ def understood(command: str, folder: Path) -> None:
             done = run("make", "--dry-run", "--assume-old=install", *arguments, **settings)
         case "python", ["-m", "grpc_server", "tokens", *rest]:
             reads(tokens_cli.app, rest)
+        case "python", ["-m", "grpc_server", "events", *rest]:
+            reads(events_cli.app, rest)
         case "python", ["-m", "grpc_server", "erase", *rest]:
             reads(erase_cli.app, rest)
         case "python", ["-m", "grpc_server", "log", *rest]:
