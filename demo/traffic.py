@@ -14,7 +14,7 @@ import grpc.aio
 
 from agentloop import AsyncClient
 from agentloop.connection import connection
-from agentloop.errors import AgentLoopError, DeadlineExceeded, RpcError
+from agentloop.errors import AgentLoopError, DeadlineExceeded, ResourceExhausted, RpcError
 from agentloop.types import ChatEvent, Message, Sampling, Started, TextDelta, Tool, ToolCall
 from demo import mishaps
 from demo.tally import Kind, Outcome, Tally
@@ -24,9 +24,11 @@ SERVICES = ("travel-desk", "finance-bot", "support-tool")
 MAX_TOKENS = 64
 MOST_IN_FLIGHT = 5
 CHAT_TIMEOUT_S = 120.0
-SHORT_TIMEOUT_S = 0.5  # enough to be accepted, too little for the 64 tokens of a model that never stops
+SHORT_TIMEOUT_S = 0.5  # too little for the 64 tokens of a model that never stops
 # After so many requests that are meant to be answered, one that goes wrong.
 MISHAP_EVERY = 10
+_TOO_LATE = (DeadlineExceeded, ResourceExhausted)
+"""A busy server refuses at once what it could not answer in time."""
 _MISHAPS: tuple[Kind, ...] = ("cancelled", "timed out", "malformed")
 
 
@@ -170,7 +172,7 @@ class Player:
                         ttft_ms = (time.perf_counter() - started) * 1000
         except AgentLoopError as error:
             status = error.code.name if isinstance(error, RpcError) else "INCOMPLETE"
-            expected = kind == "timed out" and isinstance(error, DeadlineExceeded)
+            expected = kind == "timed out" and isinstance(error, _TOO_LATE)
             return Outcome(
                 kind, service.name, status, expected, inference_id, model_version, detail=str(error)
             )

@@ -294,6 +294,14 @@ async def test_feedback_that_is_refused_is_a_failure(service: ScriptedService, p
     assert player.tally.feedbacks == 0
 
 
+async def test_a_busy_server_may_refuse_at_once_what_would_have_timed_out(
+    service: ScriptedService, player: Player
+) -> None:
+    service.chats = [[grpc.StatusCode.RESOURCE_EXHAUSTED]]
+    await player._go_wrong("timed out", traffic(1)[0])
+    assert [(o.status, o.expected) for o in player.tally.outcomes] == [("RESOURCE_EXHAUSTED", True)]
+
+
 async def test_among_the_requests_some_are_cancelled_time_out_or_are_malformed(
     service: ScriptedService, player: Player
 ) -> None:
