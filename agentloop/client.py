@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
@@ -31,8 +31,10 @@ from agentloop.types import (
     ChatEvent,
     Completed,
     Embeddings,
+    InstallProgress,
     JsonObject,
     Message,
+    ModelDetails,
     ModelVersion,
     Route,
     Sampling,
@@ -289,12 +291,53 @@ class AsyncClient:
         response = await self._call(self._models.ListModels, model_pb2.ListModelsRequest(), timeout_s)
         return [wire.model_from_proto(model) for model in response.models]
 
+    async def get_model(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> ModelDetails:
+        """All that is known of an installed version. Raises NotFound."""
+        request = model_pb2.GetModelRequest(name=name)
+        return wire.details_from_proto(await self._call(self._models.GetModel, request, timeout_s))
+
     async def install_model(
-        self, name: str, path: str | Path, sha256: str, *, timeout_s: float = INSTALL_TIMEOUT_S
+        self,
+        name: str,
+        path: str | Path,
+        sha256: str,
+        *,
+        on_progress: Callable[[InstallProgress], None] | None = None,
+        timeout_s: float = INSTALL_TIMEOUT_S,
     ) -> tuple[ModelVersion, bool]:
-        """Install a GGUF that lies on the server's host; the version, and whether anything changed."""
+        """Install a GGUF that lies on the server's host; the version, and whether anything changed.
+
+        `on_progress` is called about twice a second.
+        """
         request = model_pb2.InstallModelRequest(name=name, path=str(path), sha256=sha256)
-        response = await self._call(self._models.InstallModel, request, timeout_s)
+
+        async def tell(install: model_pb2.InstallModelRequest, **options: Any) -> Any:
+            stream = model_pb2.InstallModelStreamRequest(install=install)
+            async for response in self._models.InstallModelStream(stream, **options):
+                if response.WhichOneof("event") == "installed":
+                    return response.installed
+                if on_progress is not None:
+                    on_progress(wire.progress_from_proto(response.progress))
+            raise IncompleteStream(f"the installation of {name} ended without a result; install it again")
+
+        method = self._models.InstallModel if on_progress is None else tell
+        response = await self._call(method, request, timeout_s)
+        return wire.model_from_proto(response.model), response.changed
+
+    async def load_model(
+        self, name: str, *, timeout_s: float = INSTALL_TIMEOUT_S
+    ) -> tuple[ModelVersion, bool]:
+        """Bring a version into the engine's memory; the version, and whether it was not there already."""
+        request = model_pb2.LoadModelRequest(name=name)
+        response = await self._call(self._models.LoadModel, request, timeout_s)
+        return wire.model_from_proto(response.model), response.changed
+
+    async def unload_model(
+        self, name: str, *, force: bool = False, timeout_s: float = CALL_TIMEOUT_S
+    ) -> tuple[ModelVersion, bool]:
+        """Free a version's memory, with `force` although a route leads to it; and whether it was there."""
+        request = model_pb2.UnloadModelRequest(name=name, force=force)
+        response = await self._call(self._models.UnloadModel, request, timeout_s, safe=False)
         return wire.model_from_proto(response.model), response.changed
 
     async def remove_model(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> bool:
@@ -323,7 +366,7 @@ class AsyncClient:
 
     async def _call(
         self,
-        method: grpc.aio.UnaryUnaryMultiCallable[Request, Response],
+        method: Callable[..., Awaitable[Response]],
         request: Request,
         timeout_s: float,
         *,

@@ -22,8 +22,10 @@ from agentloop.types import (
     ChatEvent,
     Completed,
     Embeddings,
+    InstallProgress,
     JsonObject,
     Message,
+    ModelDetails,
     ModelVersion,
     Route,
     Sampling,
@@ -255,12 +257,48 @@ class Client:
         response = self._call(self._models.ListModels, model_pb2.ListModelsRequest(), timeout_s)
         return [wire.model_from_proto(model) for model in response.models]
 
+    def get_model(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> ModelDetails:
+        """As `AsyncClient.get_model`."""
+        request = model_pb2.GetModelRequest(name=name)
+        return wire.details_from_proto(self._call(self._models.GetModel, request, timeout_s))
+
     def install_model(
-        self, name: str, path: str | Path, sha256: str, *, timeout_s: float = INSTALL_TIMEOUT_S
+        self,
+        name: str,
+        path: str | Path,
+        sha256: str,
+        *,
+        on_progress: Callable[[InstallProgress], None] | None = None,
+        timeout_s: float = INSTALL_TIMEOUT_S,
     ) -> tuple[ModelVersion, bool]:
         """As `AsyncClient.install_model`."""
         request = model_pb2.InstallModelRequest(name=name, path=str(path), sha256=sha256)
-        response = self._call(self._models.InstallModel, request, timeout_s)
+
+        def tell(install: model_pb2.InstallModelRequest, **options: Any) -> Any:
+            stream = model_pb2.InstallModelStreamRequest(install=install)
+            for response in self._models.InstallModelStream(stream, **options):
+                if response.WhichOneof("event") == "installed":
+                    return response.installed
+                if on_progress is not None:
+                    on_progress(wire.progress_from_proto(response.progress))
+            raise IncompleteStream(f"the installation of {name} ended without a result; install it again")
+
+        method = self._models.InstallModel if on_progress is None else tell
+        response = self._call(method, request, timeout_s)
+        return wire.model_from_proto(response.model), response.changed
+
+    def load_model(self, name: str, *, timeout_s: float = INSTALL_TIMEOUT_S) -> tuple[ModelVersion, bool]:
+        """As `AsyncClient.load_model`."""
+        request = model_pb2.LoadModelRequest(name=name)
+        response = self._call(self._models.LoadModel, request, timeout_s)
+        return wire.model_from_proto(response.model), response.changed
+
+    def unload_model(
+        self, name: str, *, force: bool = False, timeout_s: float = CALL_TIMEOUT_S
+    ) -> tuple[ModelVersion, bool]:
+        """As `AsyncClient.unload_model`."""
+        request = model_pb2.UnloadModelRequest(name=name, force=force)
+        response = self._call(self._models.UnloadModel, request, timeout_s, safe=False)
         return wire.model_from_proto(response.model), response.changed
 
     def remove_model(self, name: str, *, timeout_s: float = CALL_TIMEOUT_S) -> bool:
@@ -289,7 +327,7 @@ class Client:
 
     def _call(
         self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Response],
+        method: Callable[..., Response],
         request: Request,
         timeout_s: float,
         *,

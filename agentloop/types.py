@@ -11,6 +11,7 @@ Role = Literal["system", "user", "assistant", "tool"]
 ToolChoice = Literal["auto", "none", "required"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 TargetRole = Literal["stable", "canary", "shadow"]
+InstallPhase = Literal["waiting", "checking", "copying", "loading"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,34 @@ class ModelVersion:
     sha256: str
     size_bytes: int
     loaded: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDetails:
+    """A model version in full: what its file says of itself, where it comes from, which aliases lead to it.
+
+    `cycle_id` and `base` are empty for an untouched base, what a file does not say is empty or 0.
+    """
+
+    model: ModelVersion
+    architecture: str
+    parameters: int
+    quantization: str
+    context_tokens: int
+    cycle_id: str
+    base: str
+    aliases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InstallProgress:
+    """How far an installation is: bytes of its phase, and on which of the engine's hosts, from 1."""
+
+    phase: InstallPhase
+    done_bytes: int
+    total_bytes: int
+    host: int
+    hosts: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,11 @@ from agentloop.types import (
     Completed,
     Embeddings,
     FinishReason,
+    InstallPhase,
+    InstallProgress,
     JsonObject,
     Message,
+    ModelDetails,
     ModelVersion,
     Role,
     Route,
@@ -53,6 +56,12 @@ _TARGET_ROLES: dict[TargetRole, model_pb2.TargetRole.ValueType] = {
     "stable": model_pb2.TARGET_ROLE_STABLE,
     "canary": model_pb2.TARGET_ROLE_CANARY,
     "shadow": model_pb2.TARGET_ROLE_SHADOW,
+}
+_PHASES: dict[int, InstallPhase] = {
+    model_pb2.INSTALL_PHASE_WAITING: "waiting",
+    model_pb2.INSTALL_PHASE_CHECKING: "checking",
+    model_pb2.INSTALL_PHASE_COPYING: "copying",
+    model_pb2.INSTALL_PHASE_LOADING: "loading",
 }
 _TARGET_ROLE_NAMES: dict[int, TargetRole] = {number: name for name, number in _TARGET_ROLES.items()}
 
@@ -240,6 +249,27 @@ def feedback_request(
 def model_from_proto(model: model_pb2.ModelVersion) -> ModelVersion:
     """A model version."""
     return ModelVersion(model.name, model.sha256, model.size_bytes, model.loaded)
+
+
+def details_from_proto(response: model_pb2.GetModelResponse) -> ModelDetails:
+    """A model version in full."""
+    details = response.details
+    return ModelDetails(
+        model_from_proto(response.model),
+        details.architecture,
+        details.parameters,
+        details.quantization,
+        details.context_tokens,
+        response.cycle_id,
+        response.base,
+        tuple(response.aliases),
+    )
+
+
+def progress_from_proto(progress: model_pb2.InstallProgress) -> InstallProgress:
+    """How far an installation is; a phase that this version of the client does not know is waiting."""
+    phase = _PHASES.get(progress.phase, "waiting")
+    return InstallProgress(phase, progress.done_bytes, progress.total_bytes, progress.host, progress.hosts)
 
 
 @_valid()

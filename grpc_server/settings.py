@@ -157,6 +157,11 @@ class Settings(BaseSettings):
         default_factory=lambda data: data.get("state_dir", Path("var")) / "models/gemma-3-270m-q4_k_m.gguf",
         description="The untouched model, installed as <model_name>:base when there is no route yet.",
     )
+    models_max_bytes: ByteSize = Field(
+        default=ByteSize(0),
+        ge=0,
+        description="What all installed model versions may take on disk together, 20GiB …; 0: all there is.",
+    )
     database_url: SecretStr = Field(
         default=SecretStr(""), description="Postgres' DSN; empty: a local Postgres in <state_dir>/postgres."
     )

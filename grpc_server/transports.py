@@ -133,7 +133,9 @@ async def listen(
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServicer(spool, logged=metrics.logged), listener
         )
-        model_pb2_grpc.add_ModelServiceServicer_to_server(ModelServicer(engine, routes, audit), listener)
+        model_pb2_grpc.add_ModelServiceServicer_to_server(
+            ModelServicer(engine, routes, audit, max_bytes=int(settings.models_max_bytes)), listener
+        )
         health_pb2_grpc.add_HealthServicer_to_server(health, listener)
         reflection.enable_server_reflection(
             (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),

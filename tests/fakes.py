@@ -30,8 +30,11 @@ from grpc_server.domain.types import (
     FinishReason,
     InferenceEnded,
     InferenceStarted,
+    InstallPhase,
+    InstallProgress,
     Limits,
     LogRecord,
+    ModelDetails,
     ModelVersion,
     Route,
     Scope,
@@ -66,8 +69,8 @@ class FakeEngine:
 
     `hold` (an event) keeps each stream waiting before its piece number `hold_at`; `fail` is raised there
     instead of, or after, waiting. With `tells`, each piece says what was read and written so far. `counted`
-    keeps the prompts whose tokens (here: words) were counted, which waits for `hold_count`. `running` is how
-    many streams are open, `stopped` those closed early.
+    keeps the prompts whose tokens (here: words) were counted, which waits for `hold_count`, as installing
+    does for `hold_install`. `running` is how many streams are open, `stopped` those closed early.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class FakeEngine:
         self.embedded: list[tuple[str, tuple[str, ...]]] = []
         self.counted: list[str] = []
         self.hold_count: asyncio.Event | None = None
+        self.hold_install: asyncio.Event | None = None
         self.running = 0
         self.stopped: list[Generation] = []
         self.streaming = asyncio.Event()
@@ -148,8 +152,19 @@ class FakeEngine:
         self._look_up(model_version)
         self.models[model_version] = replace(self.models[model_version], loaded=False)
 
-    async def install(self, name: str, path: Path, sha256: str) -> bool:
+    async def show(self, model_version: str) -> ModelDetails:
+        self._look_up(model_version)
+        return ModelDetails("gemma3", 268_098_176, "Q4_K_M", 32_768)
+
+    async def install(
+        self, name: str, path: Path, sha256: str, progress: InstallProgress | None = None
+    ) -> bool:
         await self.check()
+        if progress is not None:
+            progress.begin(InstallPhase.COPYING, 100)
+            progress.done_bytes = 50
+        if self.hold_install is not None:
+            await self.hold_install.wait()
         try:
             content = await asyncio.to_thread(_content, path)
         except OSError as error:

@@ -24,15 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentloop/v1/model.proto\x12\x0c\x61gentloop.v1\"P\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06loaded\x18\x04 \x01(\x08\"\x13\n\x11ListModelsRequest\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.agentloop.v1.ModelVersion\"A\n\x13InstallModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"R\n\x14InstallModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.agentloop.v1.ModelVersion\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"\"\n\x12RemoveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x13RemoveModelResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"W\n\x06Target\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.agentloop.v1.TargetRole\x12\x0e\n\x06weight\x18\x03 \x01(\r\"O\n\x05Route\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12%\n\x07targets\x18\x03 \x03(\x0b\x32\x14.agentloop.v1.Target\" \n\x0fGetRouteRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\"6\n\x10GetRouteResponse\x12\"\n\x05route\x18\x01 \x01(\x0b\x32\x13.agentloop.v1.Route\"5\n\x0fSetRouteRequest\x12\"\n\x05route\x18\x01 \x01(\x0b\x32\x13.agentloop.v1.Route\"6\n\x10SetRouteResponse\x12\"\n\x05route\x18\x01 \x01(\x0b\x32\x13.agentloop.v1.Route*q\n\nTargetRole\x12\x1b\n\x17TARGET_ROLE_UNSPECIFIED\x10\x00\x12\x16\n\x12TARGET_ROLE_STABLE\x10\x01\x12\x16\n\x12TARGET_ROLE_CANARY\x10\x02\x12\x16\n\x12TARGET_ROLE_SHADOW\x10\x03\x32\xa0\x03\n\x0cModelService\x12O\n\nListModels\x12\x1f.agentloop.v1.ListModelsRequest\x1a .agentloop.v1.ListModelsResponse\x12U\n\x0cInstallModel\x12!.agentloop.v1.InstallModelRequest\x1a\".agentloop.v1.InstallModelResponse\x12R\n\x0bRemoveModel\x12 .agentloop.v1.RemoveModelRequest\x1a!.agentloop.v1.RemoveModelResponse\x12I\n\x08GetRoute\x12\x1d.agentloop.v1.GetRouteRequest\x1a\x1e.agentloop.v1.GetRouteResponse\x12I\n\x08SetRoute\x12\x1d.agentloop.v1.SetRouteRequest\x1a\x1e.agentloop.v1.SetRouteResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x61gentloop/v1/model.proto\x12\x0c\x61gentloop.v1\"P\n\x0cModelVersion\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x0e\n\x06loaded\x18\x04 \x01(\x08\"\x13\n\x11ListModelsRequest\"@\n\x12ListModelsResponse\x12*\n\x06models\x18\x01 \x03(\x0b\x32\x1a.agentloop.v1.ModelVersion\"A\n\x13InstallModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"R\n\x14InstallModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.agentloop.v1.ModelVersion\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"\x1f\n\x0fGetModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x9b\x01\n\x10GetModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.agentloop.v1.ModelVersion\x12+\n\x07\x64\x65tails\x18\x02 \x01(\x0b\x32\x1a.agentloop.v1.ModelDetails\x12\x10\n\x08\x63ycle_id\x18\x03 \x01(\t\x12\x0c\n\x04\x62\x61se\x18\x04 \x01(\t\x12\x0f\n\x07\x61liases\x18\x05 \x03(\t\"f\n\x0cModelDetails\x12\x14\n\x0c\x61rchitecture\x18\x01 \x01(\t\x12\x12\n\nparameters\x18\x02 \x01(\x04\x12\x14\n\x0cquantization\x18\x03 \x01(\t\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\x04\"O\n\x19InstallModelStreamRequest\x12\x32\n\x07install\x18\x01 \x01(\x0b\x32!.agentloop.v1.InstallModelRequest\"\x82\x01\n\x0fInstallProgress\x12)\n\x05phase\x18\x01 \x01(\x0e\x32\x1a.agentloop.v1.InstallPhase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04host\x18\x04 \x01(\r\x12\r\n\x05hosts\x18\x05 \x01(\r\"\x91\x01\n\x1aInstallModelStreamResponse\x12\x31\n\x08progress\x18\x01 \x01(\x0b\x32\x1d.agentloop.v1.InstallProgressH\x00\x12\x37\n\tinstalled\x18\x02 \x01(\x0b\x32\".agentloop.v1.InstallModelResponseH\x00\x42\x07\n\x05\x65vent\" \n\x10LoadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"O\n\x11LoadModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.agentloop.v1.ModelVersion\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"1\n\x12UnloadModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"Q\n\x13UnloadModelResponse\x12)\n\x05model\x18\x01 \x01(\x0b\x32\x1a.agentloop.v1.ModelVersion\x12\x0f\n\x07\x63hanged\x18\x02 \x01(\x08\"\"\n\x12RemoveModelRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"&\n\x13RemoveModelResponse\x12\x0f\n\x07\x63hanged\x18\x01 \x01(\x08\"W\n\x06Target\x12\x15\n\rmodel_version\x18\x01 \x01(\t\x12&\n\x04role\x18\x02 \x01(\x0e\x32\x18.agentloop.v1.TargetRole\x12\x0e\n\x06weight\x18\x03 \x01(\r\"O\n\x05Route\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12%\n\x07targets\x18\x03 \x03(\x0b\x32\x14.agentloop.v1.Target\" \n\x0fGetRouteRequest\x12\r\n\x05\x61lias\x18\x01 \x01(\t\"6\n\x10GetRouteResponse\x12\"\n\x05route\x18\x01 \x01(\x0b\x32\x13.agentloop.v1.Route\"5\n\x0fSetRouteRequest\x12\"\n\x05route\x18\x01 \x01(\x0b\x32\x13.agentloop.v1.Route\"6\n\x10SetRouteResponse\x12\"\n\x05route\x18\x01 \x01(\x0b\x32\x13.agentloop.v1.Route*\x9a\x01\n\x0cInstallPhase\x12\x1d\n\x19INSTALL_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15INSTALL_PHASE_WAITING\x10\x01\x12\x1a\n\x16INSTALL_PHASE_CHECKING\x10\x02\x12\x19\n\x15INSTALL_PHASE_COPYING\x10\x03\x12\x19\n\x15INSTALL_PHASE_LOADING\x10\x04*q\n\nTargetRole\x12\x1b\n\x17TARGET_ROLE_UNSPECIFIED\x10\x00\x12\x16\n\x12TARGET_ROLE_STABLE\x10\x01\x12\x16\n\x12TARGET_ROLE_CANARY\x10\x02\x12\x16\n\x12TARGET_ROLE_SHADOW\x10\x03\x32\xf8\x05\n\x0cModelService\x12O\n\nListModels\x12\x1f.agentloop.v1.ListModelsRequest\x1a .agentloop.v1.ListModelsResponse\x12I\n\x08GetModel\x12\x1d.agentloop.v1.GetModelRequest\x1a\x1e.agentloop.v1.GetModelResponse\x12U\n\x0cInstallModel\x12!.agentloop.v1.InstallModelRequest\x1a\".agentloop.v1.InstallModelResponse\x12i\n\x12InstallModelStream\x12\'.agentloop.v1.InstallModelStreamRequest\x1a(.agentloop.v1.InstallModelStreamResponse0\x01\x12L\n\tLoadModel\x12\x1e.agentloop.v1.LoadModelRequest\x1a\x1f.agentloop.v1.LoadModelResponse\x12R\n\x0bUnloadModel\x12 .agentloop.v1.UnloadModelRequest\x1a!.agentloop.v1.UnloadModelResponse\x12R\n\x0bRemoveModel\x12 .agentloop.v1.RemoveModelRequest\x1a!.agentloop.v1.RemoveModelResponse\x12I\n\x08GetRoute\x12\x1d.agentloop.v1.GetRouteRequest\x1a\x1e.agentloop.v1.GetRouteResponse\x12I\n\x08SetRoute\x12\x1d.agentloop.v1.SetRouteRequest\x1a\x1e.agentloop.v1.SetRouteResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'agentloop.v1.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TARGETROLE']._serialized_start=809
-  _globals['_TARGETROLE']._serialized_end=922
+  _globals['_INSTALLPHASE']._serialized_start=1716
+  _globals['_INSTALLPHASE']._serialized_end=1870
+  _globals['_TARGETROLE']._serialized_start=1872
+  _globals['_TARGETROLE']._serialized_end=1985
   _globals['_MODELVERSION']._serialized_start=42
   _globals['_MODELVERSION']._serialized_end=122
   _globals['_LISTMODELSREQUEST']._serialized_start=124
@@ -43,22 +45,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INSTALLMODELREQUEST']._serialized_end=276
   _globals['_INSTALLMODELRESPONSE']._serialized_start=278
   _globals['_INSTALLMODELRESPONSE']._serialized_end=360
-  _globals['_REMOVEMODELREQUEST']._serialized_start=362
-  _globals['_REMOVEMODELREQUEST']._serialized_end=396
-  _globals['_REMOVEMODELRESPONSE']._serialized_start=398
-  _globals['_REMOVEMODELRESPONSE']._serialized_end=436
-  _globals['_TARGET']._serialized_start=438
-  _globals['_TARGET']._serialized_end=525
-  _globals['_ROUTE']._serialized_start=527
-  _globals['_ROUTE']._serialized_end=606
-  _globals['_GETROUTEREQUEST']._serialized_start=608
-  _globals['_GETROUTEREQUEST']._serialized_end=640
-  _globals['_GETROUTERESPONSE']._serialized_start=642
-  _globals['_GETROUTERESPONSE']._serialized_end=696
-  _globals['_SETROUTEREQUEST']._serialized_start=698
-  _globals['_SETROUTEREQUEST']._serialized_end=751
-  _globals['_SETROUTERESPONSE']._serialized_start=753
-  _globals['_SETROUTERESPONSE']._serialized_end=807
-  _globals['_MODELSERVICE']._serialized_start=925
-  _globals['_MODELSERVICE']._serialized_end=1341
+  _globals['_GETMODELREQUEST']._serialized_start=362
+  _globals['_GETMODELREQUEST']._serialized_end=393
+  _globals['_GETMODELRESPONSE']._serialized_start=396
+  _globals['_GETMODELRESPONSE']._serialized_end=551
+  _globals['_MODELDETAILS']._serialized_start=553
+  _globals['_MODELDETAILS']._serialized_end=655
+  _globals['_INSTALLMODELSTREAMREQUEST']._serialized_start=657
+  _globals['_INSTALLMODELSTREAMREQUEST']._serialized_end=736
+  _globals['_INSTALLPROGRESS']._serialized_start=739
+  _globals['_INSTALLPROGRESS']._serialized_end=869
+  _globals['_INSTALLMODELSTREAMRESPONSE']._serialized_start=872
+  _globals['_INSTALLMODELSTREAMRESPONSE']._serialized_end=1017
+  _globals['_LOADMODELREQUEST']._serialized_start=1019
+  _globals['_LOADMODELREQUEST']._serialized_end=1051
+  _globals['_LOADMODELRESPONSE']._serialized_start=1053
+  _globals['_LOADMODELRESPONSE']._serialized_end=1132
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1134
+  _globals['_UNLOADMODELREQUEST']._serialized_end=1183
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=1185
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=1266
+  _globals['_REMOVEMODELREQUEST']._serialized_start=1268
+  _globals['_REMOVEMODELREQUEST']._serialized_end=1302
+  _globals['_REMOVEMODELRESPONSE']._serialized_start=1304
+  _globals['_REMOVEMODELRESPONSE']._serialized_end=1342
+  _globals['_TARGET']._serialized_start=1344
+  _globals['_TARGET']._serialized_end=1431
+  _globals['_ROUTE']._serialized_start=1433
+  _globals['_ROUTE']._serialized_end=1512
+  _globals['_GETROUTEREQUEST']._serialized_start=1514
+  _globals['_GETROUTEREQUEST']._serialized_end=1546
+  _globals['_GETROUTERESPONSE']._serialized_start=1548
+  _globals['_GETROUTERESPONSE']._serialized_end=1602
+  _globals['_SETROUTEREQUEST']._serialized_start=1604
+  _globals['_SETROUTEREQUEST']._serialized_end=1657
+  _globals['_SETROUTERESPONSE']._serialized_start=1659
+  _globals['_SETROUTERESPONSE']._serialized_end=1713
+  _globals['_MODELSERVICE']._serialized_start=1988
+  _globals['_MODELSERVICE']._serialized_end=2748
 # @@protoc_insertion_point(module_scope)

@@ -19,6 +19,38 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _InstallPhase:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _InstallPhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InstallPhase.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    INSTALL_PHASE_UNSPECIFIED: _InstallPhase.ValueType  # 0
+    """Not set."""
+    INSTALL_PHASE_WAITING: _InstallPhase.ValueType  # 1
+    """Waits for another change of the models."""
+    INSTALL_PHASE_CHECKING: _InstallPhase.ValueType  # 2
+    """Reads the file and compares its SHA-256."""
+    INSTALL_PHASE_COPYING: _InstallPhase.ValueType  # 3
+    """Copies it to the engine."""
+    INSTALL_PHASE_LOADING: _InstallPhase.ValueType  # 4
+    """The engine brings it into memory; there are no bytes to count."""
+
+class InstallPhase(_InstallPhase, metaclass=_InstallPhaseEnumTypeWrapper):
+    """InstallPhase is what an installation does now."""
+
+INSTALL_PHASE_UNSPECIFIED: InstallPhase.ValueType  # 0
+"""Not set."""
+INSTALL_PHASE_WAITING: InstallPhase.ValueType  # 1
+"""Waits for another change of the models."""
+INSTALL_PHASE_CHECKING: InstallPhase.ValueType  # 2
+"""Reads the file and compares its SHA-256."""
+INSTALL_PHASE_COPYING: InstallPhase.ValueType  # 3
+"""Copies it to the engine."""
+INSTALL_PHASE_LOADING: InstallPhase.ValueType  # 4
+"""The engine brings it into memory; there are no bytes to count."""
+Global___InstallPhase: _TypeAlias = InstallPhase  # noqa: Y015
+
 class _TargetRole:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -30,9 +62,11 @@ class _TargetRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TargetRole
     TARGET_ROLE_STABLE: _TargetRole.ValueType  # 1
     """The champion."""
     TARGET_ROLE_CANARY: _TargetRole.ValueType  # 2
-    """On trial, for a share of requests."""
+    """On trial, for a share of requests: a session stays with it while the weight grows. Where stable or canary
+    fails before its first token, the other is asked.
+    """
     TARGET_ROLE_SHADOW: _TargetRole.ValueType  # 3
-    """Asked too, its answer discarded."""
+    """Asked too where a place is free, its answer discarded; it is ended when a caller needs the place."""
 
 class TargetRole(_TargetRole, metaclass=_TargetRoleEnumTypeWrapper):
     """TargetRole says what a model version is to a route."""
@@ -42,9 +76,11 @@ TARGET_ROLE_UNSPECIFIED: TargetRole.ValueType  # 0
 TARGET_ROLE_STABLE: TargetRole.ValueType  # 1
 """The champion."""
 TARGET_ROLE_CANARY: TargetRole.ValueType  # 2
-"""On trial, for a share of requests."""
+"""On trial, for a share of requests: a session stays with it while the weight grows. Where stable or canary
+fails before its first token, the other is asked.
+"""
 TARGET_ROLE_SHADOW: TargetRole.ValueType  # 3
-"""Asked too, its answer discarded."""
+"""Asked too where a place is free, its answer discarded; it is ended when a caller needs the place."""
 Global___TargetRole: _TypeAlias = TargetRole  # noqa: Y015
 
 @_typing.final
@@ -179,6 +215,304 @@ class InstallModelResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___InstallModelResponse: _TypeAlias = InstallModelResponse  # noqa: Y015
+
+@_typing.final
+class GetModelRequest(_message.Message):
+    """GetModelRequest names a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`<model>:<cycle id>`, at most 128 characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelRequest: _TypeAlias = GetModelRequest  # noqa: Y015
+
+@_typing.final
+class GetModelResponse(_message.Message):
+    """GetModelResponse is one version, in full."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    CYCLE_ID_FIELD_NUMBER: _builtins.int
+    BASE_FIELD_NUMBER: _builtins.int
+    ALIASES_FIELD_NUMBER: _builtins.int
+    cycle_id: _builtins.str
+    """The cycle that made it; empty for the untouched base."""
+    base: _builtins.str
+    """The version that it was trained from: every cycle trains the untouched base. Empty for the base itself."""
+    @_builtins.property
+    def model(self) -> Global___ModelVersion:
+        """The version."""
+
+    @_builtins.property
+    def details(self) -> Global___ModelDetails:
+        """What its file says of itself."""
+
+    @_builtins.property
+    def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The aliases whose routes lead to it, in any role, by name."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ModelVersion | None = ...,
+        details: Global___ModelDetails | None = ...,
+        cycle_id: _builtins.str = ...,
+        base: _builtins.str = ...,
+        aliases: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "base", b"base", "cycle_id", b"cycle_id", "details", b"details", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetModelResponse: _TypeAlias = GetModelResponse  # noqa: Y015
+
+@_typing.final
+class ModelDetails(_message.Message):
+    """ModelDetails is read from the GGUF's header; what the header does not say is empty or 0."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ARCHITECTURE_FIELD_NUMBER: _builtins.int
+    PARAMETERS_FIELD_NUMBER: _builtins.int
+    QUANTIZATION_FIELD_NUMBER: _builtins.int
+    CONTEXT_TOKENS_FIELD_NUMBER: _builtins.int
+    architecture: _builtins.str
+    """As llama.cpp names it: `gemma3`."""
+    parameters: _builtins.int
+    """How many numbers its tensors hold."""
+    quantization: _builtins.str
+    """How most of them are stored, as llama.cpp names it: `Q4_K_M`."""
+    context_tokens: _builtins.int
+    """Tokens of the longest text that it was made for; the server may give less (AGENTLOOP_CONTEXT_TOKENS)."""
+    def __init__(
+        self,
+        *,
+        architecture: _builtins.str = ...,
+        parameters: _builtins.int = ...,
+        quantization: _builtins.str = ...,
+        context_tokens: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "context_tokens", b"context_tokens", "parameters", b"parameters", "quantization", b"quantization"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelDetails: _TypeAlias = ModelDetails  # noqa: Y015
+
+@_typing.final
+class InstallModelStreamRequest(_message.Message):
+    """InstallModelStreamRequest is what InstallModel takes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTALL_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def install(self) -> Global___InstallModelRequest:
+        """The installation."""
+
+    def __init__(
+        self,
+        *,
+        install: Global___InstallModelRequest | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["install", b"install"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["install", b"install"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstallModelStreamRequest: _TypeAlias = InstallModelStreamRequest  # noqa: Y015
+
+@_typing.final
+class InstallProgress(_message.Message):
+    """InstallProgress tells how far an installation is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    HOSTS_FIELD_NUMBER: _builtins.int
+    phase: Global___InstallPhase.ValueType
+    """What is done now."""
+    done_bytes: _builtins.int
+    """Bytes of this phase that are done."""
+    total_bytes: _builtins.int
+    """Bytes of this phase in all."""
+    host: _builtins.int
+    """Where the engine has several hosts, which of them it is installed on now, from 1; else 1."""
+    hosts: _builtins.int
+    """How many hosts there are."""
+    def __init__(
+        self,
+        *,
+        phase: Global___InstallPhase.ValueType = ...,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        host: _builtins.int = ...,
+        hosts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "host", b"host", "hosts", b"hosts", "phase", b"phase", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InstallProgress: _TypeAlias = InstallProgress  # noqa: Y015
+
+@_typing.final
+class InstallModelStreamResponse(_message.Message):
+    """InstallModelStreamResponse is progress again and again, then the result."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    INSTALLED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___InstallProgress:
+        """How far it is."""
+
+    @_builtins.property
+    def installed(self) -> Global___InstallModelResponse:
+        """It is installed and loaded; the last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Global___InstallProgress | None = ...,
+        installed: Global___InstallModelResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "installed", b"installed", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "installed", b"installed", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["progress", "installed"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___InstallModelStreamResponse: _TypeAlias = InstallModelStreamResponse  # noqa: Y015
+
+@_typing.final
+class LoadModelRequest(_message.Message):
+    """LoadModelRequest names a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`<model>:<cycle id>`, at most 128 characters."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadModelRequest: _TypeAlias = LoadModelRequest  # noqa: Y015
+
+@_typing.final
+class LoadModelResponse(_message.Message):
+    """LoadModelResponse tells what is in memory now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """False if it was in memory already."""
+    @_builtins.property
+    def model(self) -> Global___ModelVersion:
+        """The version."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ModelVersion | None = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadModelResponse: _TypeAlias = LoadModelResponse  # noqa: Y015
+
+@_typing.final
+class UnloadModelRequest(_message.Message):
+    """UnloadModelRequest names a version."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """`<model>:<cycle id>`, at most 128 characters."""
+    force: _builtins.bool
+    """Unload it although a route leads to it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["force", b"force", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadModelRequest: _TypeAlias = UnloadModelRequest  # noqa: Y015
+
+@_typing.final
+class UnloadModelResponse(_message.Message):
+    """UnloadModelResponse tells what has been freed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    CHANGED_FIELD_NUMBER: _builtins.int
+    changed: _builtins.bool
+    """False if it was not in memory."""
+    @_builtins.property
+    def model(self) -> Global___ModelVersion:
+        """The version."""
+
+    def __init__(
+        self,
+        *,
+        model: Global___ModelVersion | None = ...,
+        changed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["model", b"model"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed", b"changed", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnloadModelResponse: _TypeAlias = UnloadModelResponse  # noqa: Y015
 
 @_typing.final
 class RemoveModelRequest(_message.Message):

@@ -40,10 +40,30 @@ class ModelServiceStub:
                 request_serializer=agentloop_dot_v1_dot_model__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=agentloop_dot_v1_dot_model__pb2.ListModelsResponse.FromString,
                 _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/agentloop.v1.ModelService/GetModel',
+                request_serializer=agentloop_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+                _registered_method=True)
         self.InstallModel = channel.unary_unary(
                 '/agentloop.v1.ModelService/InstallModel',
                 request_serializer=agentloop_dot_v1_dot_model__pb2.InstallModelRequest.SerializeToString,
                 response_deserializer=agentloop_dot_v1_dot_model__pb2.InstallModelResponse.FromString,
+                _registered_method=True)
+        self.InstallModelStream = channel.unary_stream(
+                '/agentloop.v1.ModelService/InstallModelStream',
+                request_serializer=agentloop_dot_v1_dot_model__pb2.InstallModelStreamRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_model__pb2.InstallModelStreamResponse.FromString,
+                _registered_method=True)
+        self.LoadModel = channel.unary_unary(
+                '/agentloop.v1.ModelService/LoadModel',
+                request_serializer=agentloop_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
+                _registered_method=True)
+        self.UnloadModel = channel.unary_unary(
+                '/agentloop.v1.ModelService/UnloadModel',
+                request_serializer=agentloop_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
+                response_deserializer=agentloop_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
                 _registered_method=True)
         self.RemoveModel = channel.unary_unary(
                 '/agentloop.v1.ModelService/RemoveModel',
@@ -73,10 +93,44 @@ class ModelServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetModel(self, request, context):
+        """GetModel tells all that is known of one installed version, from its file too; else NOT_FOUND. Needs
+        `models:read`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def InstallModel(self, request, context):
         """InstallModel copies a GGUF that lies on the server's host into the engine and loads it. Needs
         `models:write`. Installing the same name with the same sha256 again does nothing; with another sha256
-        it is ALREADY_EXISTS: a model version never changes.
+        it is ALREADY_EXISTS: a model version never changes. What cannot be read, is no GGUF or has another
+        sha256 is FAILED_PRECONDITION; a full disk, or one version more than AGENTLOOP_MODELS_MAX_BYTES allows,
+        RESOURCE_EXHAUSTED. Installations wait for each other.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InstallModelStream(self, request, context):
+        """InstallModelStream is InstallModel, and tells about every half second how far it is. Cancelling it ends
+        the installation and leaves nothing of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LoadModel(self, request, context):
+        """LoadModel brings an installed version into memory; else NOT_FOUND. Needs `models:write`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnloadModel(self, request, context):
+        """UnloadModel frees the memory of an installed version (else NOT_FOUND). A version that a route leads to is
+        FAILED_PRECONDITION, unless `force` is set: the next request would load it again, and wait for that. Needs
+        `models:write`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,7 +152,9 @@ class ModelServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetRoute(self, request, context):
-        """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`.
+        """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`. It is
+        in force on this server at once, and within a second on all that share the database (within 5 s where
+        Postgres' notices do not reach them).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -112,10 +168,30 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=agentloop_dot_v1_dot_model__pb2.ListModelsRequest.FromString,
                     response_serializer=agentloop_dot_v1_dot_model__pb2.ListModelsResponse.SerializeToString,
             ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=agentloop_dot_v1_dot_model__pb2.GetModelRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_model__pb2.GetModelResponse.SerializeToString,
+            ),
             'InstallModel': grpc.unary_unary_rpc_method_handler(
                     servicer.InstallModel,
                     request_deserializer=agentloop_dot_v1_dot_model__pb2.InstallModelRequest.FromString,
                     response_serializer=agentloop_dot_v1_dot_model__pb2.InstallModelResponse.SerializeToString,
+            ),
+            'InstallModelStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.InstallModelStream,
+                    request_deserializer=agentloop_dot_v1_dot_model__pb2.InstallModelStreamRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_model__pb2.InstallModelStreamResponse.SerializeToString,
+            ),
+            'LoadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.LoadModel,
+                    request_deserializer=agentloop_dot_v1_dot_model__pb2.LoadModelRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_model__pb2.LoadModelResponse.SerializeToString,
+            ),
+            'UnloadModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnloadModel,
+                    request_deserializer=agentloop_dot_v1_dot_model__pb2.UnloadModelRequest.FromString,
+                    response_serializer=agentloop_dot_v1_dot_model__pb2.UnloadModelResponse.SerializeToString,
             ),
             'RemoveModel': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveModel,
@@ -172,6 +248,33 @@ class ModelService:
             _registered_method=True)
 
     @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentloop.v1.ModelService/GetModel',
+            agentloop_dot_v1_dot_model__pb2.GetModelRequest.SerializeToString,
+            agentloop_dot_v1_dot_model__pb2.GetModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def InstallModel(request,
             target,
             options=(),
@@ -188,6 +291,87 @@ class ModelService:
             '/agentloop.v1.ModelService/InstallModel',
             agentloop_dot_v1_dot_model__pb2.InstallModelRequest.SerializeToString,
             agentloop_dot_v1_dot_model__pb2.InstallModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InstallModelStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/agentloop.v1.ModelService/InstallModelStream',
+            agentloop_dot_v1_dot_model__pb2.InstallModelStreamRequest.SerializeToString,
+            agentloop_dot_v1_dot_model__pb2.InstallModelStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LoadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentloop.v1.ModelService/LoadModel',
+            agentloop_dot_v1_dot_model__pb2.LoadModelRequest.SerializeToString,
+            agentloop_dot_v1_dot_model__pb2.LoadModelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnloadModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/agentloop.v1.ModelService/UnloadModel',
+            agentloop_dot_v1_dot_model__pb2.UnloadModelRequest.SerializeToString,
+            agentloop_dot_v1_dot_model__pb2.UnloadModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,10 +35,27 @@ class ModelServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListModels: _grpc.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]
     """ListModels lists the installed model versions. Needs `models:read`."""
+    GetModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]
+    """GetModel tells all that is known of one installed version, from its file too; else NOT_FOUND. Needs
+    `models:read`.
+    """
     InstallModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.InstallModelRequest, _model_pb2.InstallModelResponse]
     """InstallModel copies a GGUF that lies on the server's host into the engine and loads it. Needs
     `models:write`. Installing the same name with the same sha256 again does nothing; with another sha256
-    it is ALREADY_EXISTS: a model version never changes.
+    it is ALREADY_EXISTS: a model version never changes. What cannot be read, is no GGUF or has another
+    sha256 is FAILED_PRECONDITION; a full disk, or one version more than AGENTLOOP_MODELS_MAX_BYTES allows,
+    RESOURCE_EXHAUSTED. Installations wait for each other.
+    """
+    InstallModelStream: _grpc.UnaryStreamMultiCallable[_model_pb2.InstallModelStreamRequest, _model_pb2.InstallModelStreamResponse]
+    """InstallModelStream is InstallModel, and tells about every half second how far it is. Cancelling it ends
+    the installation and leaves nothing of it.
+    """
+    LoadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]
+    """LoadModel brings an installed version into memory; else NOT_FOUND. Needs `models:write`."""
+    UnloadModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]
+    """UnloadModel frees the memory of an installed version (else NOT_FOUND). A version that a route leads to is
+    FAILED_PRECONDITION, unless `force` is set: the next request would load it again, and wait for that. Needs
+    `models:write`.
     """
     RemoveModel: _grpc.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]
     """RemoveModel deletes a model version that no route names; FAILED_PRECONDITION otherwise. Needs
@@ -47,7 +64,10 @@ class ModelServiceStub:
     GetRoute: _grpc.UnaryUnaryMultiCallable[_model_pb2.GetRouteRequest, _model_pb2.GetRouteResponse]
     """GetRoute tells where an alias leads. Needs `models:read`."""
     SetRoute: _grpc.UnaryUnaryMultiCallable[_model_pb2.SetRouteRequest, _model_pb2.SetRouteResponse]
-    """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`."""
+    """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`. It is
+    in force on this server at once, and within a second on all that share the database (within 5 s where
+    Postgres' notices do not reach them).
+    """
 
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
@@ -56,10 +76,27 @@ class ModelServiceAsyncStub(ModelServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListModels: _aio.UnaryUnaryMultiCallable[_model_pb2.ListModelsRequest, _model_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels lists the installed model versions. Needs `models:read`."""
+    GetModel: _aio.UnaryUnaryMultiCallable[_model_pb2.GetModelRequest, _model_pb2.GetModelResponse]  # type: ignore[assignment]
+    """GetModel tells all that is known of one installed version, from its file too; else NOT_FOUND. Needs
+    `models:read`.
+    """
     InstallModel: _aio.UnaryUnaryMultiCallable[_model_pb2.InstallModelRequest, _model_pb2.InstallModelResponse]  # type: ignore[assignment]
     """InstallModel copies a GGUF that lies on the server's host into the engine and loads it. Needs
     `models:write`. Installing the same name with the same sha256 again does nothing; with another sha256
-    it is ALREADY_EXISTS: a model version never changes.
+    it is ALREADY_EXISTS: a model version never changes. What cannot be read, is no GGUF or has another
+    sha256 is FAILED_PRECONDITION; a full disk, or one version more than AGENTLOOP_MODELS_MAX_BYTES allows,
+    RESOURCE_EXHAUSTED. Installations wait for each other.
+    """
+    InstallModelStream: _aio.UnaryStreamMultiCallable[_model_pb2.InstallModelStreamRequest, _model_pb2.InstallModelStreamResponse]  # type: ignore[assignment]
+    """InstallModelStream is InstallModel, and tells about every half second how far it is. Cancelling it ends
+    the installation and leaves nothing of it.
+    """
+    LoadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.LoadModelRequest, _model_pb2.LoadModelResponse]  # type: ignore[assignment]
+    """LoadModel brings an installed version into memory; else NOT_FOUND. Needs `models:write`."""
+    UnloadModel: _aio.UnaryUnaryMultiCallable[_model_pb2.UnloadModelRequest, _model_pb2.UnloadModelResponse]  # type: ignore[assignment]
+    """UnloadModel frees the memory of an installed version (else NOT_FOUND). A version that a route leads to is
+    FAILED_PRECONDITION, unless `force` is set: the next request would load it again, and wait for that. Needs
+    `models:write`.
     """
     RemoveModel: _aio.UnaryUnaryMultiCallable[_model_pb2.RemoveModelRequest, _model_pb2.RemoveModelResponse]  # type: ignore[assignment]
     """RemoveModel deletes a model version that no route names; FAILED_PRECONDITION otherwise. Needs
@@ -68,7 +105,10 @@ class ModelServiceAsyncStub(ModelServiceStub):
     GetRoute: _aio.UnaryUnaryMultiCallable[_model_pb2.GetRouteRequest, _model_pb2.GetRouteResponse]  # type: ignore[assignment]
     """GetRoute tells where an alias leads. Needs `models:read`."""
     SetRoute: _aio.UnaryUnaryMultiCallable[_model_pb2.SetRouteRequest, _model_pb2.SetRouteResponse]  # type: ignore[assignment]
-    """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`."""
+    """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`. It is
+    in force on this server at once, and within a second on all that share the database (within 5 s where
+    Postgres' notices do not reach them).
+    """
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """ModelService installs model versions and moves routes."""
@@ -82,6 +122,16 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         """ListModels lists the installed model versions. Needs `models:read`."""
 
     @_abc_1.abstractmethod
+    def GetModel(
+        self,
+        request: _model_pb2.GetModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.GetModelResponse, _abc.Awaitable[_model_pb2.GetModelResponse]]:
+        """GetModel tells all that is known of one installed version, from its file too; else NOT_FOUND. Needs
+        `models:read`.
+        """
+
+    @_abc_1.abstractmethod
     def InstallModel(
         self,
         request: _model_pb2.InstallModelRequest,
@@ -89,7 +139,38 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_model_pb2.InstallModelResponse, _abc.Awaitable[_model_pb2.InstallModelResponse]]:
         """InstallModel copies a GGUF that lies on the server's host into the engine and loads it. Needs
         `models:write`. Installing the same name with the same sha256 again does nothing; with another sha256
-        it is ALREADY_EXISTS: a model version never changes.
+        it is ALREADY_EXISTS: a model version never changes. What cannot be read, is no GGUF or has another
+        sha256 is FAILED_PRECONDITION; a full disk, or one version more than AGENTLOOP_MODELS_MAX_BYTES allows,
+        RESOURCE_EXHAUSTED. Installations wait for each other.
+        """
+
+    @_abc_1.abstractmethod
+    def InstallModelStream(
+        self,
+        request: _model_pb2.InstallModelStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_model_pb2.InstallModelStreamResponse], _abc.AsyncIterator[_model_pb2.InstallModelStreamResponse]]:
+        """InstallModelStream is InstallModel, and tells about every half second how far it is. Cancelling it ends
+        the installation and leaves nothing of it.
+        """
+
+    @_abc_1.abstractmethod
+    def LoadModel(
+        self,
+        request: _model_pb2.LoadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.LoadModelResponse, _abc.Awaitable[_model_pb2.LoadModelResponse]]:
+        """LoadModel brings an installed version into memory; else NOT_FOUND. Needs `models:write`."""
+
+    @_abc_1.abstractmethod
+    def UnloadModel(
+        self,
+        request: _model_pb2.UnloadModelRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_model_pb2.UnloadModelResponse, _abc.Awaitable[_model_pb2.UnloadModelResponse]]:
+        """UnloadModel frees the memory of an installed version (else NOT_FOUND). A version that a route leads to is
+        FAILED_PRECONDITION, unless `force` is set: the next request would load it again, and wait for that. Needs
+        `models:write`.
         """
 
     @_abc_1.abstractmethod
@@ -116,6 +197,9 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_pb2.SetRouteRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_pb2.SetRouteResponse, _abc.Awaitable[_model_pb2.SetRouteResponse]]:
-        """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`."""
+        """SetRoute replaces a route if its revision is still the one given, else ABORTED. Needs `models:write`. It is
+        in force on this server at once, and within a second on all that share the database (within 5 s where
+        Postgres' notices do not reach them).
+        """
 
 def add_ModelServiceServicer_to_server(servicer: ModelServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

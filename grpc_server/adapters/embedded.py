@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 from grpc_server.adapters.embedded_child import ChildOptions
 from grpc_server.adapters.embedded_process import ChildProcess, Supervisor
 from grpc_server.adapters.gguf_file import checked_copy, in_thread, name_taken, writing
+from grpc_server.adapters.gguf_header import read_details
 from grpc_server.adapters.http_errors import translated
 from grpc_server.adapters.http_lines import lines
 from grpc_server.adapters.json_schema import Schemas, laid_out
@@ -34,7 +35,14 @@ from grpc_server.domain.errors import (
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
 from grpc_server.domain.rules import check_model_version
-from grpc_server.domain.types import Embeddings, FinishReason, ModelVersion, Usage
+from grpc_server.domain.types import (
+    Embeddings,
+    FinishReason,
+    InstallProgress,
+    ModelDetails,
+    ModelVersion,
+    Usage,
+)
 
 Answer = TypeVar("Answer")
 
@@ -68,6 +76,7 @@ class EmbeddedEngine:
         self._schemas = schemas or Schemas()
         self._supervisors: dict[tuple[str, bool], Supervisor] = {}
         self._installing = asyncio.Lock()
+        self._details: dict[str, ModelDetails] = {}  # of installed versions
         self._closed = False
 
     async def __aenter__(self) -> EmbeddedEngine:
@@ -136,7 +145,16 @@ class EmbeddedEngine:
         self._installed(model_version)
         await self._stop(model_version)
 
-    async def install(self, name: str, path: Path, sha256: str) -> bool:
+    async def show(self, model_version: str) -> ModelDetails:
+        """See `Engine.show`. A file never changes, so its header is read once."""
+        self._installed(model_version)
+        if model_version not in self._details:
+            self._details[model_version] = await asyncio.to_thread(read_details, self._gguf(model_version))
+        return self._details[model_version]
+
+    async def install(
+        self, name: str, path: Path, sha256: str, progress: InstallProgress | None = None
+    ) -> bool:
         """See `Engine.install`. The file is copied, so that the version stays whatever happens to `path`."""
         check_model_version(name, "name")
         async with self._installing:
@@ -145,7 +163,7 @@ class EmbeddedEngine:
                     return False
                 await in_thread(lambda abandoned: checked_copy(path, sha256, abandoned=abandoned))
                 raise name_taken(name, about["sha256"])
-            await in_thread(lambda abandoned: self._copy_in(name, path, sha256.lower(), abandoned))
+            await in_thread(lambda abandoned: self._copy_in(name, path, sha256.lower(), abandoned, progress))
             return True
 
     async def remove(self, name: str) -> bool:
@@ -153,6 +171,7 @@ class EmbeddedEngine:
         check_model_version(name, "name")
         async with self._installing:
             there = self._about(name) is not None
+            self._details.pop(name, None)
             self._sidecar(name).unlink(missing_ok=True)  # so that nobody starts another child meanwhile
             await self._stop(name)
             self._gguf(name).unlink(missing_ok=True)
@@ -239,10 +258,17 @@ class EmbeddedEngine:
     def _sidecar(self, name: str) -> Path:
         return self.models_dir / f"{name.replace(':', '@')}.json"
 
-    def _copy_in(self, name: str, path: Path, sha256: str, abandoned: threading.Event) -> None:
+    def _copy_in(
+        self,
+        name: str,
+        path: Path,
+        sha256: str,
+        abandoned: threading.Event,
+        progress: InstallProgress | None,
+    ) -> None:
         """Both files appear by atomic rename, the sidecar last: only a version that has one is installed."""
         with writing(self.models_dir), self._partials() as (gguf, sidecar):
-            size = checked_copy(path, sha256, gguf, abandoned)
+            size = checked_copy(path, sha256, gguf, abandoned, progress)
             about = {"name": name, "sha256": sha256, "size_bytes": size, "installed_at": int(time.time())}
             sidecar.write_text(json.dumps(about, indent=2, sort_keys=True) + "\n")
             _sync(gguf)

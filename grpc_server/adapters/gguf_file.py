@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 from grpc_server.domain.errors import AlreadyExists, Exhausted, Precondition
+from grpc_server.domain.types import InstallPhase, InstallProgress
 
 T = TypeVar("T")
 
@@ -49,18 +50,22 @@ def opened(source: Path) -> BinaryIO:
 
 
 def checked_copy(
-    source: Path, sha256: str, target: Path | None = None, abandoned: threading.Event | None = None
+    source: Path,
+    sha256: str,
+    target: Path | None = None,
+    abandoned: threading.Event | None = None,
+    progress: InstallProgress | None = None,
 ) -> int:
     """The size in bytes of the GGUF `source`, which `sha256` (hexadecimal) is true of; copied to `target`.
 
-    One pass, so that what was checked is what was copied.
+    One pass, so that what was checked is what was copied. `progress` is told of each piece.
 
     Raises:
         Precondition: there is no such file, it is no GGUF, or it has another SHA-256.
         Abandoned: soon after that event is set.
         OSError: if `target` cannot be written; see `writing`.
     """
-    found, size = _copied(source, target, abandoned)
+    found, size = _copied(source, target, abandoned, progress)
     if found != sha256.lower():
         raise Precondition(f"{source} has the SHA-256 {found}, not {sha256[:64]}")
     return size
@@ -100,16 +105,26 @@ async def in_thread(work: Callable[[threading.Event], T]) -> T:
         raise
 
 
-def _copied(source: Path, target: Path | None, abandoned: threading.Event | None) -> tuple[str, int]:
+def _copied(
+    source: Path,
+    target: Path | None,
+    abandoned: threading.Event | None,
+    progress: InstallProgress | None = None,
+) -> tuple[str, int]:
     """SHA-256 and size of what was read, and written to `target`."""
     digest = hashlib.sha256()
     size = 0
+    progress = progress or InstallProgress()
     with opened(source) as reader, target.open("wb") if target else contextlib.nullcontext() as writer:
+        progress.begin(
+            InstallPhase.COPYING if target else InstallPhase.CHECKING, os.fstat(reader.fileno()).st_size
+        )
         for chunk in _chunks(source, reader):
             if abandoned is not None and abandoned.is_set():
                 raise Abandoned
             digest.update(chunk)
             size += len(chunk)
+            progress.done_bytes = size
             if writer:
                 writer.write(chunk)
     return digest.hexdigest(), size

@@ -34,7 +34,15 @@ from grpc_server.domain.errors import (
 )
 from grpc_server.domain.ports import Finished, Generation, Piece
 from grpc_server.domain.rules import check_model_version
-from grpc_server.domain.types import Embeddings, FinishReason, ModelVersion, Usage
+from grpc_server.domain.types import (
+    Embeddings,
+    FinishReason,
+    InstallPhase,
+    InstallProgress,
+    ModelDetails,
+    ModelVersion,
+    Usage,
+)
 
 _TIMEOUT = httpx.Timeout(connect=5.0, write=60.0, read=600.0, pool=5.0)
 """Reading waits for a model to load, a place, and the prompt; as a rule the caller's deadline comes first."""
@@ -184,7 +192,25 @@ class OllamaEngine:
                 return
             await asyncio.sleep(0.05)
 
-    async def install(self, name: str, path: Path, sha256: str) -> bool:
+    async def show(self, model_version: str) -> ModelDetails:
+        """See `Engine.show`: as Ollama has read it from the file's header."""
+        check_model_version(model_version)
+        shown = await self._post("/api/show", {"model": model_version})
+        try:
+            about = shown["model_info"]
+            architecture = str(about.get("general.architecture", ""))
+            return ModelDetails(
+                architecture,
+                int(about.get("general.parameter_count", 0)),
+                str(shown["details"].get("quantization_level", "")),
+                int(about.get(f"{architecture}.context_length", 0)),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EngineFailed(f"Ollama does not tell what {model_version} is") from error
+
+    async def install(
+        self, name: str, path: Path, sha256: str, progress: InstallProgress | None = None
+    ) -> bool:
         """See `Engine.install`."""
         check_model_version(name, "name")
         sha256 = sha256.lower()
@@ -195,10 +221,14 @@ class OllamaEngine:
                 installed = ""
             if installed == sha256:
                 return False
-            await in_thread(lambda abandoned: checked_copy(path, sha256, abandoned=abandoned))
+            progress = progress or InstallProgress()
+            await in_thread(
+                lambda abandoned: checked_copy(path, sha256, abandoned=abandoned, progress=progress)
+            )
             if installed:
                 raise name_taken(name, installed)
-            await self._upload(path, sha256)
+            progress.begin(InstallPhase.COPYING, progress.total_bytes)
+            await self._upload(path, sha256, progress)
             files = {"model.gguf": f"sha256:{sha256}"}
             body = {"model": name, "files": files, "license": f"{_INSTALLED}{sha256}", "stream": False}
             try:
@@ -291,13 +321,13 @@ class OllamaEngine:
                 return match[1]
         raise EngineFailed(f"Ollama does not tell the SHA-256 of {name}; is it no local GGUF?")
 
-    async def _upload(self, path: Path, sha256: str) -> None:
+    async def _upload(self, path: Path, sha256: str, progress: InstallProgress) -> None:
         blob = f"/api/blobs/sha256:{sha256}"
         try:
             await self._call("HEAD", blob)
         except NotFound:
             try:
-                await self._call("POST", blob, content=_chunks(path))
+                await self._call("POST", blob, content=_chunks(path, progress))
             except InvalidArgument as error:
                 raise Precondition(f"{path} changed while it was being installed") from error
 
@@ -308,10 +338,11 @@ def _repeats(pieces: Sequence[str]) -> bool:
     return len(last) > _REPEATS and len(set(last)) == 1
 
 
-async def _chunks(path: Path) -> AsyncIterator[bytes]:
+async def _chunks(path: Path, progress: InstallProgress) -> AsyncIterator[bytes]:
     with opened(path) as file:
         while chunk := await asyncio.to_thread(file.read, 1 << 20):
             yield chunk
+            progress.done_bytes += len(chunk)
 
 
 def _json(body: bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from grpc_server.adapters.pool_host import Host, Standing
 from grpc_server.domain.errors import AgentLoopError, EngineFailed, EngineUnavailable, NotFound
 from grpc_server.domain.ports import Engine, Finished, Generation, Piece
-from grpc_server.domain.types import Embeddings, ModelVersion
+from grpc_server.domain.types import Embeddings, InstallProgress, ModelDetails, ModelVersion
 
 CHECK_SECONDS = 2.0
 CHECK_LIMIT_SECONDS = 5.0
@@ -118,12 +118,26 @@ class OllamaPool:
         """See `Engine.unload`: on every host that has it and can be reached."""
         await self._on_all(await self._holders(model_version), lambda engine: engine.unload(model_version))
 
-    async def install(self, name: str, path: Path, sha256: str) -> bool:
-        """See `Engine.install`: on every host that can be reached.
+    async def show(self, model_version: str) -> ModelDetails:
+        """See `Engine.show`."""
+        return await self._call(model_version, lambda engine: engine.show(model_version))
+
+    async def install(
+        self, name: str, path: Path, sha256: str, progress: InstallProgress | None = None
+    ) -> bool:
+        """See `Engine.install`: on every host that can be reached, one after another.
 
         A host that cannot be is passed over: install again when it is back, which changes nothing elsewhere.
         """
-        changed = await self._on_all(self.hosts, lambda engine: engine.install(name, path, sha256))
+        progress = progress or InstallProgress()
+        progress.hosts, turn, number = len(self.hosts), asyncio.Lock(), itertools.count(1)
+
+        async def install(engine: Engine) -> bool:
+            async with turn:
+                progress.host = next(number)
+                return await engine.install(name, path, sha256, progress)
+
+        changed = await self._on_all(self.hosts, install)
         await self._look()
         return any(changed)
 

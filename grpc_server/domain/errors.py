@@ -133,6 +133,13 @@ class CannotFinish(Exhausted):
     """By what was measured, the answer could not be complete, or not even begin, within its deadline."""
 
 
+class ModelsFull(Exhausted):
+    """The models would take more bytes than they may."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_seconds=None)
+
+
 class MemoryLow(Exhausted):
     """This machine has less free memory than is kept."""
 

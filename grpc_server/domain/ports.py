@@ -16,9 +16,11 @@ from grpc_server.domain.types import (
     FinishReason,
     InferenceEnded,
     InferenceStarted,
+    InstallProgress,
     JsonObject,
     Limits,
     LogRecord,
+    ModelDetails,
     ModelVersion,
     Route,
     Sampling,
@@ -93,8 +95,13 @@ class Engine(Protocol):
     async def unload(self, model_version: str) -> None:
         """Free its memory."""
 
-    async def install(self, name: str, path: Path, sha256: str) -> bool:
-        """Take a GGUF as a new version; False if it was there already.
+    async def show(self, model_version: str) -> ModelDetails:
+        """What a version's file says of itself."""
+
+    async def install(
+        self, name: str, path: Path, sha256: str, progress: InstallProgress | None = None
+    ) -> bool:
+        """Take a GGUF as a new version; False if it was there already. It writes down how far it is.
 
         Raises AlreadyExists (same name, other bytes), Precondition (no such file, other sha256, no GGUF), and
         Exhausted (a full disk).

@@ -49,6 +49,9 @@ MAX_TARGETS = 8
 BYTES_A_TOKEN = 4
 """Of English text, about, in Gemma's vocabulary. What a prompt really had, the engine tells at the end."""
 
+BASE = "base"
+"""What the untouched model has for a cycle id."""
+
 _TOOL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _MODEL_VERSION = re.compile(r"(?=.{3,128}$)[A-Za-z0-9][A-Za-z0-9._-]*:[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -199,6 +202,15 @@ def check_model_version(name: str, field: str = "model_version") -> None:
             " at most 128 characters",
             field,
         )
+
+
+def lineage(name: str) -> tuple[str, str]:
+    """The cycle that made a model version, and the version that it was trained from; both empty for a base.
+
+    Every cycle trains the untouched base of its model.
+    """
+    model, _, cycle_id = name.partition(":")
+    return ("", "") if cycle_id == BASE else (cycle_id, f"{model}:{BASE}")
 
 
 def check_sha256(value: str, field: str = "sha256") -> None:

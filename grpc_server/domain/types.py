@@ -276,6 +276,40 @@ class Event:
     detail: JsonObject
 
 
+@dataclass(frozen=True, slots=True)
+class ModelDetails:
+    """What a GGUF's header says; empty or 0 where it does not. `context_tokens` is what it was made for."""
+
+    architecture: str = ""
+    parameters: int = 0
+    quantization: str = ""
+    context_tokens: int = 0
+
+
+class InstallPhase(StrEnum):
+    """What an installation does now."""
+
+    WAITING = "waiting"
+    CHECKING = "checking"
+    COPYING = "copying"
+    LOADING = "loading"
+
+
+@dataclass(slots=True)
+class InstallProgress:
+    """How far an installation is, in bytes of its phase: the engine writes it, from any thread."""
+
+    phase: InstallPhase = InstallPhase.WAITING
+    done_bytes: int = 0
+    total_bytes: int = 0
+    host: int = 1
+    hosts: int = 1
+
+    def begin(self, phase: InstallPhase, total_bytes: int = 0) -> None:
+        """The next phase."""
+        self.phase, self.done_bytes, self.total_bytes = phase, 0, total_bytes
+
+
 # What the log stores.
 
 

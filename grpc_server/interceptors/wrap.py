@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -43,8 +44,9 @@ def wrap(handler: grpc.RpcMethodHandler[Any, Any], around: Around) -> grpc.RpcMe
             result = method(_parse(handler, request), context)
         if not inspect.isasyncgen(result):
             return await result
-        async for response in result:
-            await context.write(response)
+        async with aclosing(result) as responses:
+            async for response in responses:
+                await context.write(response)
         return None
 
     async def behaviour(request: Any, context: Any) -> Any:

@@ -64,6 +64,7 @@ class ScriptedService(
     routes: dict[str, model_pb2.Route] = field(default_factory=dict)
     installed: dict[str, model_pb2.ModelVersion] = field(default_factory=dict)
     serving: bool = True
+    breaks_off: bool = False
     asked: list[object] = field(default_factory=list)
     tokens: list[str] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
@@ -112,6 +113,52 @@ class ScriptedService(
         return model_pb2.InstallModelResponse(
             model=self.installed.setdefault(request.name, model), changed=changed
         )
+
+    def InstallModelStream(
+        self, request: model_pb2.InstallModelStreamRequest, context: grpc.ServicerContext
+    ) -> Iterator[model_pb2.InstallModelStreamResponse]:
+        copying = model_pb2.InstallProgress(
+            phase=model_pb2.INSTALL_PHASE_COPYING, done_bytes=50, total_bytes=100, host=2, hosts=3
+        )
+        installed = self.InstallModel(request.install, context)
+        yield model_pb2.InstallModelStreamResponse(progress=copying)
+        if not self.breaks_off:
+            yield model_pb2.InstallModelStreamResponse(installed=installed)
+
+    def GetModel(
+        self, request: model_pb2.GetModelRequest, context: grpc.ServicerContext
+    ) -> model_pb2.GetModelResponse:
+        self._note(request, context)
+        if request.name not in self.installed:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no model version {request.name} is installed")
+        details = model_pb2.ModelDetails(
+            architecture="gemma3", parameters=268_098_176, quantization="Q4_K_M", context_tokens=32_768
+        )
+        return model_pb2.GetModelResponse(
+            model=self.installed[request.name],
+            details=details,
+            cycle_id="1",
+            base="m:base",
+            aliases=["default"],
+        )
+
+    def LoadModel(
+        self, request: model_pb2.LoadModelRequest, context: grpc.ServicerContext
+    ) -> model_pb2.LoadModelResponse:
+        self._note(request, context)
+        model = self.installed[request.name]
+        changed, model.loaded = not model.loaded, True
+        return model_pb2.LoadModelResponse(model=model, changed=changed)
+
+    def UnloadModel(
+        self, request: model_pb2.UnloadModelRequest, context: grpc.ServicerContext
+    ) -> model_pb2.UnloadModelResponse:
+        self._note(request, context)
+        if not request.force:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "route default leads to it")
+        model = self.installed[request.name]
+        changed, model.loaded = model.loaded, False
+        return model_pb2.UnloadModelResponse(model=model, changed=changed)
 
     def RemoveModel(
         self, request: model_pb2.RemoveModelRequest, context: grpc.ServicerContext

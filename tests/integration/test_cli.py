@@ -254,6 +254,32 @@ def test_models_are_listed_and_removed(service: ScriptedService) -> None:
     assert json.loads(call(service, "models", "remove", "m:1", "--json").stdout)["changed"] is False
 
 
+def test_a_model_is_shown_loaded_and_unloaded(service: ScriptedService) -> None:
+    service.installed["m:1"] = model_pb2.ModelVersion(name="m:1", sha256="ab" * 32, size_bytes=253_000_000)
+    assert call(service, "models", "load", "m:1").stdout == "m:1 loaded\n"
+    assert call(service, "models", "load", "m:1").stdout == "m:1 was loaded already\n"
+    shown = json.loads(call(service, "models", "show", "m:1", "--json").stdout)
+    assert shown["model"]["loaded"] is True
+    assert (shown["parameters"], shown["quantization"]) == (268_098_176, "Q4_K_M")
+    table = call(service, "models", "show", "m:1").stdout
+    for what in ("268 million", "Q4_K_M", "32768 tokens", "m:base", "default"):
+        assert what in table
+    refused = call(service, "models", "unload", "m:1")
+    assert (refused.exit_code, refused.stderr) == (1, "FAILED_PRECONDITION: route default leads to it\n")
+    assert json.loads(call(service, "models", "unload", "m:1", "--force", "--json").stdout)["changed"] is True
+    assert call(service, "models", "unload", "m:1", "--force").stdout == "m:1 was not loaded\n"
+    assert call(service, "models", "show", "m:9").exit_code == 4
+
+
+def test_an_installation_shows_a_bar_where_a_person_looks(
+    service: ScriptedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rich.console.Console.is_terminal", True)
+    shown = call(service, "models", "install", "m:1", "/not/here.gguf", "--sha256", "ab")
+    assert "copying, host 2 of 3" in shown.stderr
+    assert shown.stdout == "m:1 installed\n"
+
+
 def test_a_route_is_set_and_shown(service: ScriptedService) -> None:
     targets = ["--target", "m:1=stable:90", "--target", "m:2=canary:10"]
     first = json.loads(call(service, "route", "set", *targets, "--revision", "0", "--json").stdout)

@@ -6,13 +6,25 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
 from agentloop import AsyncClient, Client, errors
-from agentloop.types import Completed, Message, ModelVersion, Route, Started, Target, TextDelta, ToolCall
+from agentloop.types import (
+    Completed,
+    InstallProgress,
+    Message,
+    ModelDetails,
+    ModelVersion,
+    Route,
+    Started,
+    Target,
+    TextDelta,
+    ToolCall,
+)
 from agentloop.v1 import model_pb2
 from tests.integration.conftest_client import ScriptedService, completed, running, started, text, tool_call
 
@@ -176,6 +188,41 @@ async def test_models_are_installed_listed_and_removed(service: ScriptedService,
     assert await client.list_models() == [model]
     assert await client.remove_model("m:2")
     assert not await client.remove_model("m:2")
+
+
+async def test_an_installation_tells_how_far_it_is(service: ScriptedService, client: Any) -> None:
+    seen: list[InstallProgress] = []
+    model, changed = await client.install_model("m:2", "/models/m.gguf", "ab", on_progress=seen.append)
+    assert (model.name, changed) == ("m:2", True)
+    assert seen == [InstallProgress("copying", 50, 100, 2, 3)]
+    service.breaks_off = True
+    with pytest.raises(errors.IncompleteStream):
+        await client.install_model("m:2", "/models/m.gguf", "ab", on_progress=seen.append)
+
+
+async def test_an_installation_that_finds_no_server_is_tried_again(
+    service: ScriptedService, client: Any
+) -> None:
+    service.refusals = [UNAVAILABLE]
+    seen: list[InstallProgress] = []
+    await client.install_model("m:2", "/models/m.gguf", "ab", on_progress=seen.append)
+    assert len(service.asked) == 2
+
+
+async def test_a_version_is_shown_loaded_and_unloaded(service: ScriptedService, client: Any) -> None:
+    model, _ = await client.install_model("m:2", "/models/m.gguf", "ab")
+    loaded = replace(model, loaded=True)
+    assert await client.load_model("m:2") == (loaded, True)
+    assert await client.load_model("m:2") == (loaded, False)
+    details = await client.get_model("m:2")
+    assert details == ModelDetails(
+        loaded, "gemma3", 268_098_176, "Q4_K_M", 32_768, "1", "m:base", ("default",)
+    )
+    with pytest.raises(errors.RpcError, match="leads to it"):
+        await client.unload_model("m:2")
+    assert await client.unload_model("m:2", force=True) == (model, True)
+    with pytest.raises(errors.NotFound):
+        await client.get_model("m:3")
 
 
 async def test_a_route_is_replaced_only_at_its_revision(service: ScriptedService, client: Any) -> None:

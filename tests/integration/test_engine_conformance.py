@@ -35,7 +35,18 @@ from grpc_server.domain.errors import (
     PromptTooLong,
 )
 from grpc_server.domain.ports import Engine, Finished, Generation, Piece
-from grpc_server.domain.types import Embeddings, FinishReason, Message, Role, Sampling, Tool, ToolChoice
+from grpc_server.domain.types import (
+    Embeddings,
+    FinishReason,
+    InstallPhase,
+    InstallProgress,
+    Message,
+    ModelDetails,
+    Role,
+    Sampling,
+    Tool,
+    ToolChoice,
+)
 from tests.fakes import FakeEngine
 from tests.integration.conftest_engine import (
     BASE_SHA256,
@@ -400,6 +411,21 @@ async def test_versions_are_listed_by_name_with_their_sha256(real: Engine, night
     assert list(listed) == sorted(listed)
     assert (listed[BASE].sha256, listed[NIGHT].sha256) == (BASE_SHA256, night[1])
     assert listed[BASE].size_bytes == pytest.approx(base_gguf().stat().st_size, abs=1000)
+
+
+async def test_a_version_says_what_it_is(engine: Engine) -> None:
+    for name in (BASE, NIGHT):
+        assert await engine.show(name) == ModelDetails("gemma3", 268_098_176, "Q4_K_M", 32_768)
+    with pytest.raises(NotFound):
+        await engine.show("gemma-3-270m:20990101T000000Z")
+
+
+async def test_an_installation_says_how_far_it_is(real: Engine, tmp_path: Path) -> None:
+    gguf, progress = tmp_path / "a.gguf", InstallProgress()
+    assert await real.install("tiny:20260105T030000Z", gguf, write_tiny_gguf(gguf), progress)
+    size = gguf.stat().st_size
+    assert progress == InstallProgress(InstallPhase.COPYING, size, size)
+    assert await real.remove("tiny:20260105T030000Z")
 
 
 async def test_a_version_is_loaded_unloaded_and_loaded_again_when_asked(engine: Engine) -> None:
