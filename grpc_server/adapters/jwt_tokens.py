@@ -23,6 +23,8 @@ from grpc_server.domain.limits import limits_from_plain
 from grpc_server.domain.types import NO_LIMITS, Caller, Limits, Scope
 
 MAX_NAME_CHARACTERS = 100
+LEARNING_CLAIM, TEXT_CLAIM = "agentloop_learning", "agentloop_text"
+"""Claims that are `false` where nothing may be learned from the caller, or no word of it be kept."""
 MAX_SUBJECT_CHARACTERS = 1000
 NOTE_SECONDS = 60.0
 """Each reason of refusals is logged at most once in so long: strangers must not fill the log."""
@@ -131,7 +133,15 @@ class JwtAuthenticator:
         if not isinstance(name, str) or not 1 <= len(name) <= MAX_NAME_CHARACTERS or not name.isprintable():
             raise _RefusedError(f"its {self._rules.name_claim} is not 1 to 100 printable characters")
         key_id = key_id_of(self._rules.issuer, subject)
-        return Caller(key_id, name, self._scopes(claims), limits=self._limits(claims))
+        text = _allowed(claims, TEXT_CLAIM)
+        return Caller(
+            key_id,
+            name,
+            self._scopes(claims),
+            learning=text and _allowed(claims, LEARNING_CLAIM),
+            text=text,
+            limits=self._limits(claims),
+        )
 
     def _scopes(self, claims: Mapping[str, Any]) -> frozenset[Scope]:
         """The scopes that are ours; the issuer knows others, for other services."""
@@ -184,6 +194,14 @@ def _header(token: str) -> tuple[str, str]:
     if not isinstance(kid, str) or not isinstance(algorithm, str):
         raise _RefusedError("its header names no key, or no algorithm")
     return kid, algorithm
+
+
+def _allowed(claims: Mapping[str, Any], name: str) -> bool:
+    """Whether a claim does not forbid it: only `false` does, and what is neither is no token of ours."""
+    value = claims.get(name, True)
+    if not isinstance(value, bool):
+        raise _RefusedError(f"its {name} is neither true nor false")
+    return value
 
 
 def _claim(claims: Mapping[str, Any], name: str) -> Any:

@@ -216,6 +216,29 @@ async def test_the_name_comes_from_the_claim_that_is_set_and_must_be_one() -> No
             await let_in(token(email=bad), name_claim="email")
 
 
+@pytest.mark.parametrize(
+    ("claims", "learning", "text"),
+    [
+        ({}, True, True),
+        ({"agentloop_learning": False}, False, True),
+        ({"agentloop_text": False}, False, False),
+        ({"agentloop_learning": True, "agentloop_text": True}, True, True),
+    ],
+)
+async def test_a_token_may_keep_its_caller_out_of_the_nights_and_of_the_log(
+    claims: dict[str, Any], learning: bool, text: bool
+) -> None:
+    caller = await let_in(token(**claims))
+    assert (caller.learning, caller.text) == (learning, text)
+
+
+@pytest.mark.parametrize("wrong", [0, "false", []])
+async def test_what_neither_allows_nor_forbids_is_refused(wrong: Any) -> None:
+    for claim in ("agentloop_learning", "agentloop_text"):
+        with pytest.raises(Unauthenticated):
+            await let_in(token(**{claim: wrong}))
+
+
 async def test_limits_come_from_the_token_and_for_the_rest_from_the_settings() -> None:
     default = Limits(requests_per_minute=10, aliases=frozenset({"default"}))
     assert (await let_in(token(), limits=default)).limits == default
