@@ -54,8 +54,11 @@ NAMES = {
     "sha256",
     "agentloop.v1.ToolCall.name",
     "agentloop.v1.ToolDefinition.name",
+    "agentloop.v1.GetModelRequest.name",
     "agentloop.v1.InstallModelRequest.name",
+    "agentloop.v1.LoadModelRequest.name",
     "agentloop.v1.RemoveModelRequest.name",
+    "agentloop.v1.UnloadModelRequest.name",
 }
 """What names something; all else is text that somebody wrote."""
 Step = tuple[FieldDescriptor, ...]
