@@ -12,6 +12,7 @@ generated messages and stubs.
 
 from agentloop.client import AsyncClient
 from agentloop.errors import AgentLoopError, RpcError
+from agentloop.log_types import Feedback, Inference, InferencePage
 from agentloop.sync_client import Client
 from agentloop.types import (
     Answer,
@@ -40,6 +41,9 @@ __all__ = [
     "Client",
     "Completed",
     "Embeddings",
+    "Feedback",
+    "Inference",
+    "InferencePage",
     "InstallProgress",
     "Message",
     "ModelDetails",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
-from agentloop import cli_chat, cli_models, cli_route, cli_top, wire
-from agentloop.cli_session import EXIT_CODES, FAILED, JsonOption, Session, print_json, printable, session
-from agentloop.types import ChatEvent, Completed, Message, Sampling, Started, TextDelta, Tool, ToolCall
+from agentloop import cli_chat, cli_inference, cli_log, cli_models, cli_route, cli_top, wire
+from agentloop.cli_events import json_file, print_events, read_tools
+from agentloop.cli_session import EXIT_CODES, FAILED, JsonOption, Session, print_json, session
+from agentloop.types import Message, Sampling, ToolCall
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -26,6 +25,12 @@ app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_route.app, name="route")
 app.command()(cli_chat.chat)
 app.command()(cli_top.top)
+app.command()(cli_inference.generate)
+app.command()(cli_inference.count_tokens)
+app.command()(cli_inference.embed)
+app.command()(cli_inference.cancel)
+app.command()(cli_log.logs)
+app.command()(cli_log.show)
 
 
 def _print_version(wanted: bool) -> None:
@@ -92,8 +97,8 @@ def infer(
     messages = [Message("system", system)] if system else []
     messages.append(Message("user", text))
     sampling = Sampling(temperature, top_p, top_k, max_tokens, seed, tuple(stop or ()))
-    offered = _tools(tools) if tools else ()
-    form = _json_file(schema, dict) if schema else None
+    offered = read_tools(tools) if tools else ()
+    form = json_file(schema, dict) if schema else None
     with session(context).client(as_json=as_json or whole) as client:
         events = client.chat(
             messages,
@@ -109,7 +114,7 @@ def infer(
         if whole:
             print_json(asdict(wire.collect(events)))
         else:
-            _print_events(events, as_json)
+            print_events(events, as_json)
 
 
 @app.command()
@@ -163,50 +168,8 @@ def health(
         raise typer.Exit(FAILED)
 
 
-def _print_events(events: Iterable[ChatEvent], as_json: bool) -> None:
-    """Text as it comes; a tool call as a line of JSON; what is about the answer on stderr."""
-    terminal = sys.stdout.isatty()
-    inference = ""
-    for event in events:
-        if as_json:
-            print_json(_plain(event))
-            continue
-        match event:
-            case Started():
-                inference = f"inference {event.inference_id} by {event.model_version}"
-                typer.echo(inference, err=True)
-            case TextDelta():
-                typer.echo(printable(event.text, terminal), nl=False, color=True)  # as it is
-            case ToolCall():
-                call = json.dumps(asdict(event), ensure_ascii=False)
-                typer.echo(printable(call, terminal), nl=False, color=True)
-            case Completed():
-                typer.echo()
-                typer.echo(
-                    f"{event.finish_reason}: {event.input_tokens} tokens read, {event.output_tokens} written,"
-                    f" first after {event.ttft_ms:.0f} ms, all after {event.total_ms:.0f} ms",
-                    err=True,
-                )
-
-
-def _plain(event: ChatEvent) -> dict[str, Any]:
-    names = {Started: "started", TextDelta: "text", ToolCall: "tool_call", Completed: "completed"}
-    return {"event": names[type(event)], **asdict(event)}
-
-
-def _tools(path: Path) -> list[Tool]:
-    tools = []
-    for number, entry in enumerate(_json_file(path, list)):
-        declared = entry.get("function", entry) if isinstance(entry, dict) else None
-        if not isinstance(declared, dict) or not isinstance(declared.get("name"), str):
-            raise typer.BadParameter(f"tool {number} of {path} has no name", param_hint="--tools")
-        parameters = declared.get("parameters") or {"type": "object", "properties": {}}
-        tools.append(Tool(declared["name"], declared.get("description", ""), parameters))
-    return tools
-
-
 def _demonstration(path: Path) -> Message:
-    value = _json_file(path, dict)
+    value = json_file(path, dict)
     if "name" in value and isinstance(value.get("arguments"), dict):
         return Message("assistant", tool_calls=(ToolCall(value["name"], value["arguments"]),))
     if isinstance(value.get("content"), str):
@@ -214,16 +177,3 @@ def _demonstration(path: Path) -> Message:
     raise typer.BadParameter(
         f"{path} holds neither {{content}} nor {{name, arguments}}", param_hint="--demonstration"
     )
-
-
-def _json_file(path: Path, kind: type) -> Any:
-    try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-        value = json.loads(text)
-    except OSError as error:
-        raise typer.BadParameter(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise typer.BadParameter(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, kind):
-        raise typer.BadParameter(f"{path} holds no JSON {'list' if kind is list else 'object'}")
-    return value

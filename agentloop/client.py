@@ -15,6 +15,7 @@ import asyncio
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,9 +23,10 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from agentloop import wire
+from agentloop import log_wire, wire
 from agentloop.connection import Priority, connection
 from agentloop.errors import IncompleteStream, from_grpc
+from agentloop.log_types import Inference, InferencePage, InferenceStatus
 from agentloop.retry import Attempts
 from agentloop.types import (
     Answer,
@@ -44,7 +46,15 @@ from agentloop.types import (
     Tool,
     ToolChoice,
 )
-from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from agentloop.v1 import (
+    feedback_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    log_pb2,
+    log_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -74,6 +84,7 @@ class AsyncClient:
         self._connection = connection(server, token, token_file, ca_file, priority)
         self._channel = self._connection.open_async()
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._log = log_pb2_grpc.LogServiceStub(self._channel)
         self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
@@ -263,6 +274,50 @@ class AsyncClient:
         """End a running inference of one's own. Raises NotFound if it has ended, or is another caller's."""
         request = inference_pb2.CancelInferenceRequest(inference_id=inference_id)
         await self._call(self._inference.CancelInference, request, timeout_s, safe=False)
+
+    async def get_inference(self, inference_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Inference:
+        """One's own inference, whole, with its feedback. Raises NotFound, also in its first moment."""
+        request = log_pb2.GetInferenceRequest(inference_id=inference_id)
+        response = await self._call(self._log.GetInference, request, timeout_s)
+        return log_wire.inference_from_proto(response.inference)
+
+    async def list_inferences(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        session_id: str = "",
+        model_version: str = "",
+        status: InferenceStatus | None = None,
+        caller: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> InferencePage:
+        """A page of one's own inferences without their texts, the newest first; `caller` needs admin."""
+        request = log_wire.list_request(
+            since=since,
+            until=until,
+            session_id=session_id,
+            model_version=model_version,
+            status=status,
+            caller=caller,
+            page_size=page_size,
+            page_token=page_token,
+        )
+        response = await self._call(self._log.ListInferences, request, timeout_s)
+        return log_wire.page_from_proto(response)
+
+    async def inferences(self, **wanted: Any) -> AsyncGenerator[Inference, None]:
+        """Every inference that `list_inferences` would show, page by page."""
+        token = ""
+        while True:
+            page = await self.list_inferences(**wanted, page_token=token)
+            for inference in page.inferences:
+                yield inference
+            token = page.next_page_token
+            if not token:
+                return
 
     async def submit_feedback(
         self,

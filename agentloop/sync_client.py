@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Generator, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -12,10 +13,11 @@ from typing import Any, Self, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from agentloop import wire
+from agentloop import log_wire, wire
 from agentloop.client import CALL_TIMEOUT_S, CHAT_TIMEOUT_S, INSTALL_TIMEOUT_S
 from agentloop.connection import Priority, connection
 from agentloop.errors import IncompleteStream, from_grpc
+from agentloop.log_types import Inference, InferencePage, InferenceStatus
 from agentloop.retry import Attempts
 from agentloop.types import (
     Answer,
@@ -35,7 +37,15 @@ from agentloop.types import (
     Tool,
     ToolChoice,
 )
-from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2, model_pb2_grpc
+from agentloop.v1 import (
+    feedback_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    log_pb2,
+    log_pb2_grpc,
+    model_pb2,
+    model_pb2_grpc,
+)
 
 Request = TypeVar("Request")
 Response = TypeVar("Response")
@@ -57,6 +67,7 @@ class Client:
         self._connection = connection(server, token, token_file, ca_file, priority)
         self._channel = self._connection.open()
         self._inference = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._log = log_pb2_grpc.LogServiceStub(self._channel)
         self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
@@ -229,6 +240,49 @@ class Client:
         """As `AsyncClient.cancel`."""
         request = inference_pb2.CancelInferenceRequest(inference_id=inference_id)
         self._call(self._inference.CancelInference, request, timeout_s, safe=False)
+
+    def get_inference(self, inference_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> Inference:
+        """As `AsyncClient.get_inference`."""
+        request = log_pb2.GetInferenceRequest(inference_id=inference_id)
+        response = self._call(self._log.GetInference, request, timeout_s)
+        return log_wire.inference_from_proto(response.inference)
+
+    def list_inferences(
+        self,
+        *,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        session_id: str = "",
+        model_version: str = "",
+        status: InferenceStatus | None = None,
+        caller: str = "",
+        page_size: int = 0,
+        page_token: str = "",
+        timeout_s: float = CALL_TIMEOUT_S,
+    ) -> InferencePage:
+        """As `AsyncClient.list_inferences`."""
+        request = log_wire.list_request(
+            since=since,
+            until=until,
+            session_id=session_id,
+            model_version=model_version,
+            status=status,
+            caller=caller,
+            page_size=page_size,
+            page_token=page_token,
+        )
+        response = self._call(self._log.ListInferences, request, timeout_s)
+        return log_wire.page_from_proto(response)
+
+    def inferences(self, **wanted: Any) -> Generator[Inference, None, None]:
+        """As `AsyncClient.inferences`."""
+        token = ""
+        while True:
+            page = self.list_inferences(**wanted, page_token=token)
+            yield from page.inferences
+            token = page.next_page_token
+            if not token:
+                return
 
     def submit_feedback(
         self,

@@ -47,7 +47,9 @@ _TOOL_CHOICES: dict[ToolChoice, inference_pb2.ToolChoice.ValueType] = {
     "none": inference_pb2.TOOL_CHOICE_NONE,
     "required": inference_pb2.TOOL_CHOICE_REQUIRED,
 }
-_FINISH_REASONS: dict[int, FinishReason] = {
+TOOL_CHOICE_NAMES: dict[int, ToolChoice] = {number: name for name, number in _TOOL_CHOICES.items()}
+_ROLE_NAMES: dict[int, Role] = {number: name for name, number in _ROLES.items()}
+FINISH_REASONS: dict[int, FinishReason] = {
     inference_pb2.FINISH_REASON_STOP: "stop",
     inference_pb2.FINISH_REASON_LENGTH: "length",
     inference_pb2.FINISH_REASON_TOOL_CALLS: "tool_calls",
@@ -63,11 +65,11 @@ _PHASES: dict[int, InstallPhase] = {
     model_pb2.INSTALL_PHASE_COPYING: "copying",
     model_pb2.INSTALL_PHASE_LOADING: "loading",
 }
-_TARGET_ROLE_NAMES: dict[int, TargetRole] = {number: name for name, number in _TARGET_ROLES.items()}
+TARGET_ROLE_NAMES: dict[int, TargetRole] = {number: name for name, number in _TARGET_ROLES.items()}
 
 
 @contextmanager
-def _valid() -> Iterator[None]:
+def valid() -> Iterator[None]:
     """Turns what protobuf refuses (a negative count, half a surrogate pair) into a ConfigurationError."""
     try:
         yield
@@ -77,7 +79,7 @@ def _valid() -> Iterator[None]:
         raise ConfigurationError(f"this cannot be sent: {error}") from error
 
 
-@_valid()
+@valid()
 def chat_request(
     messages: str | Sequence[Message],
     *,
@@ -110,7 +112,7 @@ def chat_request(
     )
 
 
-@_valid()
+@valid()
 def generate_request(
     prompt: str,
     *,
@@ -131,7 +133,7 @@ def generate_request(
     )
 
 
-@_valid()
+@valid()
 def embed_request(texts: Sequence[str], alias: str, model_version: str) -> inference_pb2.EmbedRequest:
     """The request for vectors."""
     if isinstance(texts, str):
@@ -173,6 +175,16 @@ def message_to_proto(message: Message) -> inference_pb2.Message:
     )
 
 
+def message_from_proto(message: inference_pb2.Message) -> Message:
+    """One turn, as the service shows it."""
+    return Message(
+        _ROLE_NAMES.get(message.role, "assistant"),
+        message.content,
+        tuple(ToolCall(call.name, json.loads(call.arguments_json or "{}")) for call in message.tool_calls),
+        message.tool_name,
+    )
+
+
 def event_from_proto(
     response: inference_pb2.ChatResponse | inference_pb2.GenerateResponse,
 ) -> ChatEvent | None:
@@ -187,7 +199,7 @@ def event_from_proto(
     if kind == "completed":
         done = response.completed
         return Completed(
-            finish_reason=_FINISH_REASONS.get(done.finish_reason, "stop"),
+            finish_reason=FINISH_REASONS.get(done.finish_reason, "stop"),
             input_tokens=done.usage.input_tokens,
             output_tokens=done.usage.output_tokens,
             queue_ms=done.timings.queue_ms,
@@ -218,7 +230,7 @@ def collect(events: Iterable[ChatEvent]) -> Answer:
     return Answer(started.inference_id, started.model_version, "".join(text), tuple(calls), completed)
 
 
-@_valid()
+@valid()
 def feedback_request(
     inference_id: str,
     feedback_id: str,
@@ -272,7 +284,7 @@ def progress_from_proto(progress: model_pb2.InstallProgress) -> InstallProgress:
     return InstallProgress(phase, progress.done_bytes, progress.total_bytes, progress.host, progress.hosts)
 
 
-@_valid()
+@valid()
 def route_to_proto(alias: str, targets: Sequence[Target], revision: int) -> model_pb2.Route:
     """A route, whose revision is the one that it replaces."""
     return model_pb2.Route(
@@ -295,9 +307,9 @@ def route_from_proto(route: model_pb2.Route) -> Route:
         alias=route.alias,
         revision=route.revision,
         targets=tuple(
-            Target(target.model_version, _TARGET_ROLE_NAMES[target.role], target.weight)
+            Target(target.model_version, TARGET_ROLE_NAMES[target.role], target.weight)
             for target in route.targets
-            if target.role in _TARGET_ROLE_NAMES
+            if target.role in TARGET_ROLE_NAMES
         ),
     )
 

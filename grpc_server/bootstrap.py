@@ -30,6 +30,7 @@ from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.adapters.otlp import tracing
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.postgres_changes import ROUTES, TOKENS, Read, Watch, changes
+from grpc_server.adapters.postgres_reader import PostgresReader
 from grpc_server.adapters.redacting_spool import RedactingSpool, read_key
 from grpc_server.adapters.redaction_process import RedactionProcess
 from grpc_server.adapters.routes import CachedRoutes
@@ -38,7 +39,7 @@ from grpc_server.adapters.traced import traced_engine, traced_spool, traced_stor
 from grpc_server.admission import Admission
 from grpc_server.audit import Audit
 from grpc_server.domain.errors import AgentLoopError, Conflict
-from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
+from grpc_server.domain.ports import Authenticator, Engine, LogReader, Routes, Spool
 from grpc_server.domain.types import Limits, Route, Target, TargetRole
 from grpc_server.drain import Drain
 from grpc_server.inference import Inference
@@ -65,6 +66,7 @@ async def service(
     store: Any = None,
     engine: Engine | None = None,
     spool: Any = None,
+    reader: LogReader | None = None,
     authenticator: Authenticator | None = None,
     routes: Routes | None = None,
     metrics: Metrics | None = None,
@@ -131,12 +133,15 @@ async def service(
         )
         audit = Audit(store, settings.server_id)
         await stack.enter_async_context(audit.running())
+        if reader is None:
+            reader = await stack.enter_async_context(PostgresReader(store.dsn))
         running = await stack.enter_async_context(
             listen(
                 settings,
                 inference=inference,
                 engine=engine,
                 spool=traced,
+                reader=reader,
                 routes=routes,
                 authenticator=authenticator,
                 audit=audit,

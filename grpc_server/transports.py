@@ -19,12 +19,14 @@ from agentloop.v1 import (
     feedback_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
+    log_pb2,
+    log_pb2_grpc,
     model_pb2,
     model_pb2_grpc,
 )
 from grpc_server.audit import Audit
 from grpc_server.domain.errors import Precondition
-from grpc_server.domain.ports import Authenticator, Engine, Routes, Spool
+from grpc_server.domain.ports import Authenticator, Engine, LogReader, Routes, Spool
 from grpc_server.http.app import make_app
 from grpc_server.http.listener import join_address, listening
 from grpc_server.inference import Inference
@@ -36,6 +38,7 @@ from grpc_server.readiness import Readiness
 from grpc_server.servicers.feedback import FeedbackServicer
 from grpc_server.servicers.health import HealthServicer
 from grpc_server.servicers.inference import InferenceServicer
+from grpc_server.servicers.log import LogServicer
 from grpc_server.servicers.models import ModelServicer
 from grpc_server.settings import Settings, is_loopback, split_address
 from grpc_server.tls import Certificates
@@ -51,6 +54,7 @@ WATCH_SECONDS = 2.0
 
 SERVICES = (
     inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name,
+    log_pb2.DESCRIPTOR.services_by_name["LogService"].full_name,
     feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name,
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
 )
@@ -83,6 +87,7 @@ async def listen(
     inference: Inference,
     engine: Engine,
     spool: Spool,
+    reader: LogReader,
     routes: Routes,
     authenticator: Authenticator,
     audit: Audit,
@@ -130,6 +135,7 @@ async def listen(
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(inference, unread_seconds=settings.unread_seconds), listener
         )
+        log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(reader), listener)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
             FeedbackServicer(spool, logged=metrics.logged), listener
         )

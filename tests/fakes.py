@@ -10,6 +10,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from grpc_server.adapters.json_schema_child import unfit, unholdable
 from grpc_server.domain.errors import (
@@ -22,6 +23,7 @@ from grpc_server.domain.errors import (
     StoreUnavailable,
     Unauthenticated,
 )
+from grpc_server.domain.log_query import LogFilter, LoggedInference, LogPage, id_range
 from grpc_server.domain.ports import Finished, Generation, Piece, SpoolState, TokenRecord
 from grpc_server.domain.types import (
     Caller,
@@ -38,8 +40,10 @@ from grpc_server.domain.types import (
     ModelVersion,
     Route,
     Scope,
+    Status,
     Target,
     TargetRole,
+    Timings,
     Usage,
 )
 
@@ -332,6 +336,78 @@ class FakeLogStore:
     async def check(self) -> None:
         if self.down:
             raise StoreUnavailable("Postgres is down")
+
+
+class FakeLogReader:
+    """The rows of a FakeLogStore, as a LogReader shows them; a page looks at `scanned` rows."""
+
+    def __init__(self, store: FakeLogStore | None = None, *, scanned: int = 10_000) -> None:
+        self.store = store or FakeLogStore()
+        self.scanned = scanned
+
+    async def get(self, inference_id: UUID, caller: str) -> LoggedInference | None:
+        await self.store.check()
+        row = next((row for row in self._rows() if row.id == inference_id), None)
+        if row is None or (caller and row.caller != caller):
+            return None
+        said = [each for each in self._feedback() if each.inference_id == inference_id]
+        said.sort(key=lambda each: (each.created_at, each.id), reverse=True)
+        return replace(row, feedback=tuple(said[:20]))
+
+    async def page(self, wanted: LogFilter, below: UUID | None, size: int) -> LogPage:
+        await self.store.check()
+        first, last = id_range(wanted)
+        looked = [
+            replace(row, request=None, answer=None)
+            for row in self._rows()
+            if first <= row.id <= last and (below is None or row.id < below)
+        ]
+        fitting = [row for row in looked[: self.scanned] if self._fits(wanted, row)]
+        if not wanted.status and not wanted.model_version:  # what an index finds needs no looking
+            fitting = [row for row in looked if self._fits(wanted, row)]
+            return LogPage(fitting[:size], fitting[size - 1].id if len(fitting) > size else None)
+        if len(fitting) > size:
+            return LogPage(fitting[:size], fitting[size - 1].id)
+        return LogPage(fitting, looked[self.scanned - 1].id if len(looked) >= self.scanned else None)
+
+    @staticmethod
+    def _fits(wanted: LogFilter, row: LoggedInference) -> bool:
+        columns = ("caller", "session_id", "model_version", "status")
+        return all(getattr(wanted, name) in ("", None, getattr(row, name)) for name in columns)
+
+    def _feedback(self) -> list[Feedback]:
+        return [record for record in self.store.rows.values() if isinstance(record, Feedback)]
+
+    def _rows(self) -> list[LoggedInference]:
+        ends = {
+            record.id: record for record in self.store.rows.values() if isinstance(record, InferenceEnded)
+        }
+        starts = [record for record in self.store.rows.values() if isinstance(record, InferenceStarted)]
+        rows = []
+        for start in sorted(starts, key=lambda start: start.id, reverse=True):
+            end = ends.get(start.id)
+            rows.append(
+                LoggedInference(
+                    id=start.id,
+                    caller=start.caller,
+                    key_id=start.key_id,
+                    alias=start.alias,
+                    model_version=start.model_version,
+                    target_role=start.target_role,
+                    session_id=start.session_id,
+                    status=Status.STARTED if end is None else end.status,
+                    finish_reason=None if end is None else end.finish_reason,
+                    error="" if end is None else end.error,
+                    usage=Usage() if end is None else end.usage,
+                    timings=Timings() if end is None else end.timings,
+                    started_at=start.started_at,
+                    ended_at=None if end is None else end.ended_at,
+                    feedback_count=sum(each.inference_id == start.id for each in self._feedback()),
+                    request=start.request,
+                    answer=None if end is None else end.answer,
+                )
+            )
+        return rows
 
 
 class FakeTokenStore:

@@ -254,6 +254,12 @@ class PostgresStore:
         return changed
 
     @contextlib.asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection[TupleRow]]:
+        """A connection for a short read. Raises StoreUnavailable; cut after READ_SECONDS."""
+        async with self._connection(READ_SECONDS) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
     async def _connection(self, seconds: float = HANGING_SECONDS) -> AsyncIterator[AsyncConnection[TupleRow]]:
         """A connection with a transaction: committed at the end, rolled back on an error, cut if it hangs."""
         try:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol
+from uuid import UUID
 
 from grpc_server.domain.errors import AgentLoopError
+from grpc_server.domain.log_query import LogFilter, LoggedInference, LogPage
 from grpc_server.domain.types import (
     NO_LIMITS,
     Caller,
@@ -182,6 +184,19 @@ class Observer(Protocol):
 
     def embedded(self, model_version: str, texts: int, input_tokens: int) -> None:
         """Texts were turned into vectors."""
+
+
+class LogReader(Protocol):
+    """The stored log, read back. Raises StoreUnavailable."""
+
+    async def get(self, inference_id: UUID, caller: str) -> LoggedInference | None:
+        """One inference with its texts and newest feedback; of `caller`, if that is not empty."""
+
+    async def page(self, wanted: LogFilter, below: UUID | None, size: int) -> LogPage:
+        """At most `size` inferences by falling id, those below `below`, without their texts.
+
+        A page looks at a bounded number of rows, and may hold none and still have a next one.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,8 @@ SCOPES: Mapping[str, Scope | None] = {
     "/agentloop.v1.InferenceService/CountTokens": Scope.INFER,
     "/agentloop.v1.InferenceService/Embed": Scope.INFER,
     "/agentloop.v1.InferenceService/CancelInference": Scope.INFER,
+    "/agentloop.v1.LogService/GetInference": Scope.INFER,
+    "/agentloop.v1.LogService/ListInferences": Scope.INFER,
     "/agentloop.v1.FeedbackService/Submit": Scope.FEEDBACK,
     "/agentloop.v1.ModelService/ListModels": Scope.MODELS_READ,
     "/agentloop.v1.ModelService/InstallModel": Scope.MODELS_WRITE,

@@ -26,7 +26,6 @@ from grpc_server.domain.types import (
     Started,
     TextDelta,
     ToolCall,
-    ToolChoice,
 )
 from grpc_server.inference import Inference
 from grpc_server.interceptors.auth import caller
@@ -35,13 +34,7 @@ from grpc_server.priority import priority_of
 from grpc_server.servicers import messages
 from grpc_server.servicers.reader import Reader
 
-_TOOL_CHOICES = {
-    pb.TOOL_CHOICE_UNSPECIFIED: ToolChoice.AUTO,
-    pb.TOOL_CHOICE_AUTO: ToolChoice.AUTO,
-    pb.TOOL_CHOICE_NONE: ToolChoice.NONE,
-    pb.TOOL_CHOICE_REQUIRED: ToolChoice.REQUIRED,
-}
-_FINISH_REASONS = {
+FINISH_REASONS = {
     FinishReason.STOP: pb.FINISH_REASON_STOP,
     FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
     FinishReason.TOOL_CALLS: pb.FINISH_REASON_TOOL_CALLS,
@@ -171,17 +164,12 @@ def generate_request(request: pb.GenerateRequest) -> GenerateRequest:
 
 def domain_request(request: pb.ChatRequest) -> ChatRequest:
     """The request, its ranges unchecked. Raises InvalidArgument for what no domain value can be."""
-    if request.tool_choice not in _TOOL_CHOICES:
-        raise InvalidArgument(
-            f"tool_choice is {request.tool_choice}; it must be one of {', '.join(pb.ToolChoice.keys())}",
-            "tool_choice",
-        )
     return ChatRequest(
         messages=tuple(messages.message(f"messages[{i}]", value) for i, value in enumerate(request.messages)),
         alias=request.alias or "default",
         model_version=request.model_version,
         tools=messages.tools(request.tools),
-        tool_choice=_TOOL_CHOICES[request.tool_choice],
+        tool_choice=messages.tool_choice(request.tool_choice),
         sampling=_sampling(request.sampling),
         response_schema=_schema(request),
         session_id=request.session_id,
@@ -236,15 +224,10 @@ def _chat_response(event: ChatEvent) -> pb.ChatResponse:
         return pb.ChatResponse(text_delta=pb.TextDelta(text=event.text))
     if isinstance(event, ToolCall):
         return pb.ChatResponse(tool_call=messages.tool_call(event))
-    usage, timings = event.usage, event.timings
     return pb.ChatResponse(
         completed=pb.Completed(
-            finish_reason=_FINISH_REASONS[event.finish_reason],
-            usage=pb.Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens),
-            timings=pb.Timings(
-                queue_ms=timings.queue_ms,
-                time_to_first_token_ms=timings.ttft_ms or 0.0,
-                total_ms=timings.total_ms,
-            ),
+            finish_reason=FINISH_REASONS[event.finish_reason],
+            usage=messages.usage_to_proto(event.usage),
+            timings=messages.timings_to_proto(event.timings),
         )
     )

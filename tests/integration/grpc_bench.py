@@ -12,17 +12,18 @@ from typing import Any
 import grpc
 from opentelemetry.trace import Tracer
 
-from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, model_pb2_grpc
+from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, log_pb2_grpc, model_pb2_grpc
 from grpc_server.adapters.traced import traced_engine, traced_spool
 from grpc_server.admission import Admission
 from grpc_server.audit import Audit
+from grpc_server.domain.ports import LogReader
 from grpc_server.domain.types import Caller, Scope
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.settings import Settings
 from grpc_server.tracing import silent
 from grpc_server.transports import Running, listen
-from tests.fakes import FakeAuthenticator, FakeEngine, FakeLogStore, FakeRoutes, FakeSpool
+from tests.fakes import FakeAuthenticator, FakeEngine, FakeLogReader, FakeLogStore, FakeRoutes, FakeSpool
 
 TOKENS = {
     "al_admin": Caller("k-admin", "admin", frozenset({Scope.ADMIN})),
@@ -45,6 +46,7 @@ class Bench:
     spool: FakeSpool = field(default_factory=FakeSpool)
     routes: FakeRoutes = field(default_factory=FakeRoutes)
     store: FakeLogStore = field(default_factory=FakeLogStore)
+    reader: LogReader | None = None
     authenticator: Any = field(default_factory=lambda: FakeAuthenticator(dict(TOKENS)))
     metrics: Metrics = field(default_factory=Metrics)
     settings: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +61,7 @@ class Bench:
     chat_stub: Any = None
     feedback_stub: Any = None
     model_stub: Any = None
+    log_stub: Any = None
 
     @contextlib.asynccontextmanager
     async def run(self, state_dir: Path) -> AsyncIterator[Bench]:
@@ -91,6 +94,7 @@ class Bench:
                     inference=inference,
                     engine=self.engine,
                     spool=spool,
+                    reader=self.reader or FakeLogReader(self.store),
                     routes=self.routes,
                     authenticator=self.authenticator,
                     audit=self.audit,
@@ -108,6 +112,7 @@ class Bench:
         self.channel = channel
         self.chat_stub = inference_pb2_grpc.InferenceServiceStub(channel)
         self.feedback_stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
+        self.log_stub = log_pb2_grpc.LogServiceStub(channel)
         self.model_stub = model_pb2_grpc.ModelServiceStub(channel)
         return self
 

@@ -31,6 +31,7 @@ from tests.fakes import (
     BASE,
     FakeAuthenticator,
     FakeEngine,
+    FakeLogReader,
     FakeLogStore,
     FakeRoutes,
     FakeRouteStore,
@@ -60,6 +61,7 @@ def fakes(**changes: Any) -> dict[str, Any]:
         "spool": FakeSpool(),
         "authenticator": FakeAuthenticator(),
         "routes": FakeRoutes(),
+        "reader": FakeLogReader(),
         **changes,
     }
 

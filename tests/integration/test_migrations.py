@@ -27,9 +27,6 @@ __all__ = ["dsn", "empty_dsn", "postgres", "store"]
 HEAD = max(path.name[:4] for path in (migrations.HERE / "versions").glob("0*.py"))
 
 
-HEAD = max(path.stem[:4] for path in (migrations.HERE / "versions").glob("0*.sql"))
-
-
 def query(dsn: str, sql: str) -> list[tuple[Any, ...]]:
     with psycopg.connect(dsn) as connection:
         return connection.execute(sql).fetchall()
