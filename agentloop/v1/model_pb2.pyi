@@ -170,9 +170,9 @@ class InstallModelRequest(_message.Message):
     name: _builtins.str
     """`<model>:<cycle id>`: letters, digits, '.', '_', '-', one ':'; at most 128 characters."""
     path: _builtins.str
-    """Absolute path of the GGUF on the server's host."""
+    """Absolute path of the GGUF on the server's host, below 4096 bytes."""
     sha256: _builtins.str
-    """Expected SHA-256 in lower-case hex."""
+    """Expected SHA-256: 64 lower-case hexadecimal digits."""
     def __init__(
         self,
         *,
@@ -522,7 +522,7 @@ class RemoveModelRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    """The version."""
+    """The version, `<model>:<cycle id>` of at most 128 characters."""
     def __init__(
         self,
         *,
@@ -568,11 +568,11 @@ class Target(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     WEIGHT_FIELD_NUMBER: _builtins.int
     model_version: _builtins.str
-    """The version; it must be installed."""
+    """The version, `<model>:<cycle id>` of at most 128 characters; it must be installed."""
     role: Global___TargetRole.ValueType
     """What it is to the route."""
     weight: _builtins.int
-    """Whole percent of the requests; stable and canary add up to 100, a shadow's share is of all."""
+    """0 to 100: whole percent of the requests; stable and canary add up to 100, a shadow's share is of all."""
     def __init__(
         self,
         *,
@@ -598,12 +598,12 @@ class Route(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     TARGETS_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
-    """The name that callers use."""
+    """The name that callers use, 1 to 64 characters of a-z, 0-9, '.', '_', '-'; empty means "default"."""
     revision: _builtins.int
-    """Grows by one with each change."""
+    """Grows by one with each change; at most 2^63 - 1."""
     @_builtins.property
     def targets(self) -> _containers.RepeatedCompositeFieldContainer[Global___Target]:
-        """Exactly one stable, at most one canary."""
+        """1 to 8: exactly one stable, at most one canary."""
 
     def __init__(
         self,
@@ -628,7 +628,7 @@ class GetRouteRequest(_message.Message):
 
     ALIAS_FIELD_NUMBER: _builtins.int
     alias: _builtins.str
-    """The alias; empty means "default"."""
+    """The alias, 1 to 64 characters of a-z, 0-9, '.', '_', '-'; empty means "default"."""
     def __init__(
         self,
         *,

@@ -46,6 +46,7 @@ MAX_SESSION_CHARACTERS = 128
 MAX_COMMENT_BYTES = 65536
 MAX_JSON_DEPTH = 32
 MAX_TARGETS = 8
+MAX_REVISION = 2**63 - 1
 BYTES_A_TOKEN = 4
 """Of English text, about, in Gemma's vocabulary. What a prompt really had, the engine tells at the end."""
 
@@ -152,6 +153,10 @@ def check_feedback(feedback: Feedback) -> None:
 def check_route(route: Route) -> None:
     """Raises InvalidArgument unless the targets are exactly one stable, at most one canary, any shadows."""
     check_alias(route.alias, "route.alias")
+    if route.revision > MAX_REVISION:
+        raise InvalidArgument(
+            f"route.revision is {route.revision}; it must be at most {MAX_REVISION}", "route.revision"
+        )
     if not 1 <= len(route.targets) <= MAX_TARGETS:
         raise InvalidArgument(
             f"route.targets has {len(route.targets)} targets; it must have 1 to {MAX_TARGETS}",

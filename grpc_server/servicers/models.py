@@ -25,6 +25,9 @@ from grpc_server.domain.types import (
 )
 from grpc_server.interceptors.auth import caller
 
+PATH_MAX_BYTES = 4096
+"""Linux' PATH_MAX, the NUL at the end included."""
+
 _ROLES = {
     pb.TARGET_ROLE_STABLE: TargetRole.STABLE,
     pb.TARGET_ROLE_CANARY: TargetRole.CANARY,
@@ -181,9 +184,10 @@ class ModelServicer(rpc.ModelServiceServicer):
         rules.check_model_version(request.name, "name")
         rules.check_sha256(request.sha256)
         path = Path(request.path)
-        if not path.is_absolute() or "\0" in request.path:
+        if not path.is_absolute() or "\0" in request.path or len(request.path.encode()) >= PATH_MAX_BYTES:
             raise InvalidArgument(
-                f"path is {request.path[:200]!a}; it must be an absolute path on the server's host",
+                f"path is {request.path[:200]!a}; it must be an absolute path on the server's host, below"
+                f" {PATH_MAX_BYTES} bytes",
                 "path",
             )
         detail = {"path": request.path, "sha256": request.sha256}

@@ -521,7 +521,8 @@ async def test_of_two_who_set_a_route_at_once_one_is_aborted(bench: Bench) -> No
         (route((BASE, STABLE, 100), alias="Ä"), INVALID, "route.alias is '\\xc4'"),
         (route(("m:gone", STABLE, 100)), grpc.StatusCode.FAILED_PRECONDITION, "m:gone is not installed"),
         (route((BASE, STABLE, 100), revision=7), grpc.StatusCode.ABORTED, "revision 1, not 7"),
-        (route((BASE, STABLE, 100), revision=2**64 - 1), grpc.StatusCode.ABORTED, "revision 1"),
+        (route((BASE, STABLE, 100), revision=2**64 - 1), INVALID, "route.revision is 18446744073709551615"),
+        (route((BASE, STABLE, 100), revision=2**63 - 1), grpc.StatusCode.ABORTED, "revision 1"),
     ],
 )
 async def test_a_wrong_route_is_refused_and_changes_nothing(
