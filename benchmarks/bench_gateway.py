@@ -80,9 +80,9 @@ def _ollama_lines(folder: Path, postgres: LocalPostgres, url: str) -> list[Line]
         _litellm(folder / "litellm_before_ollama", {"m": (url, COPY, options)}) as proxy,
         Worker("benchmarks.gateway.asking", SERVERS) as client,
     ):
-        asked = _paths(url, server.grpc_address, token, proxy.url, tokens=4, cores=SERVERS)
+        asked = _paths(url, server.grpc_address, token, proxy.url, tokens=2, cores=SERVERS)
         lines = []
-        for streams, turns, requests in ((1, 50, 4), (PLACES, 12, 32)):
+        for streams, turns, requests in ((1, 50, 4), (PLACES, 10, 32)):
             samples = _in_turns(client, asked, streams, turns, requests)
             lines += _latency(samples, f"at_{streams}_stream{'s' if streams > 1 else ''}", "Ollama")
         return lines
@@ -130,6 +130,7 @@ def _in_turns(
     """Milliseconds to the first token, by path; the first turn only warms. LiteLLM is asked half as often."""
     order = list(asked)
     samples: Samples = {path: [] for path in order}
+    samples["failed"] = []
     chance = random.Random(1)
     for turn in range(1 + max(2, round(turns * SHARE))):
         chance.shuffle(order)
@@ -137,6 +138,8 @@ def _in_turns(
             if path == "litellm" and turn % 2:
                 continue
             times = client.ask(replace(asked[path], streams=streams, requests=requests))
+            if path == "gateway":
+                samples["failed"] += times["failed"]
             if turn:
                 samples[path] += times["first"]
     return samples
@@ -157,6 +160,8 @@ def _latency(samples: Samples, at: str, engine: str) -> list[Line]:
     ratio = added["p50"] / theirs if theirs > 0 else float("inf")
     lines.append(Line("gateway", f"litellm_added_ttft_p50_{at} ±", margin, "ms", peer, theirs))
     lines.append(Line("gateway", f"added_latency_vs_litellm_{at}", ratio, "ratio", peer, 1.0, "<= 0.1"))
+    failed = sum(samples["failed"])
+    lines.append(Line("gateway", f"failed_{at}", failed, "requests", "none may", 0.0, "<= 0"))
     count = len(samples["gateway"])
     lines.append(Line("gateway", f"samples_{at}", count, "requests", "LiteLLM's", len(samples["litellm"])))
     return lines

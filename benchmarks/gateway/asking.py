@@ -60,19 +60,29 @@ class Asker:
         """`requests` answers over `streams` streams, each asking anew as soon as it has its answer."""
         left = iter(range(asked.requests))
         times: list[Times] = []
+        failed: list[str] = []
         ask = {"direct": self._direct, "gateway": self._gateway, "litellm": self._litellm}[asked.path]
 
         async def stream(number: int) -> None:
             # Not all at the same moment: no callers are.
             await asyncio.sleep(0.2 * number / asked.streams if asked.streams > 8 else 0)
             for _ in left:
-                times.append(await ask(asked, self._question()))
+                try:
+                    times.append(await ask(asked, self._question()))
+                except (grpc.aio.AioRpcError, aiohttp.ClientError, RuntimeError) as error:
+                    failed.append(f"{asked.path}: {error!r}")
 
         await asyncio.gather(*(stream(number) for number in range(asked.streams)))
-        return {"first": [first for first, _ in times], "total": [total for _, total in times]}
+        for text in failed:
+            print(text, file=sys.stderr)
+        return {
+            "first": [first for first, _ in times],
+            "total": [total for _, total in times],
+            "failed": [float(len(failed))],
+        }
 
     def _question(self) -> str:
-        return f"{self._chance.randrange(10**8):08d}. Name the colours of the flag, and say what they mean."
+        return f"{self._chance.randrange(10**8):08d}: why?"
 
     async def _direct(self, asked: Asked, question: str) -> Times:
         body = {
