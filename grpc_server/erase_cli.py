@@ -7,7 +7,6 @@ takes minutes, and it needs rights (to delete, to write cycles) that a server wh
 from __future__ import annotations
 
 import asyncio
-import getpass
 import importlib.util
 import json
 import subprocess
@@ -25,10 +24,10 @@ from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.spool import FileSpool
 from grpc_server.domain.errors import Precondition
 from grpc_server.drain import Drain
-from grpc_server.log_cli import DryRun, Json, database, fail, told
+from grpc_server.log_cli import DryRun, Json
 from grpc_server.settings import Settings
+from grpc_server.store_cli import USAGE, database, fail, operator, told
 
-USAGE = 2
 DRAIN_SECONDS = 60.0
 
 app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
@@ -46,7 +45,7 @@ def erase(
     if bool(caller) == bool(session):
         fail("name either --caller or --session", USAGE)
     kind: rows.Kind = "caller" if caller else "session"
-    by = by or getpass.getuser()
+    by = by or operator()
     with told(), database() as (settings, dsn):
         record = (
             _would(settings, dsn, kind, caller or session, by)

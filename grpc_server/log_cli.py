@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import getpass
 import json
-from collections.abc import Iterator
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 
-from grpc_server import migrations
 from grpc_server.adapters.learned import learned
-from grpc_server.adapters.local_postgres import LocalPostgres, LocalPostgresError
 from grpc_server.adapters.retention import Retained, retain
-from grpc_server.domain.errors import AgentLoopError
-from grpc_server.settings import Settings, explain
+from grpc_server.store_cli import database, operator, told
 from grpc_server.upkeep import forget_dead_letters
-
-FAILED = 1
-USAGE = 2
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -49,7 +39,7 @@ def retain_months(
             None if force else learned(settings.cycles_dir),
             force=force,
             dry_run=dry_run,
-            actor=getpass.getuser(),
+            actor=operator(),
         )
         letters = forget_dead_letters(settings.spool_dir, months, dry_run=dry_run)
     if as_json:
@@ -72,34 +62,3 @@ def _print(retained: Retained, letters: int) -> None:
         f"{verb} of before {retained.before:%Y-%m}: {retained.unpartitioned} inferences outside of these"
         f" months, {retained.feedback} feedback, {retained.dead_letters + letters} dead letters"
     )
-
-
-@contextlib.contextmanager
-def database() -> Iterator[tuple[Settings, str]]:
-    """The settings, and the DSN of the database that they name, or of the local one."""
-    settings = Settings()
-    dsn = settings.database_url.get_secret_value()
-    if dsn:
-        yield settings, dsn
-        return
-    with LocalPostgres(settings.state_dir / "postgres") as local:
-        dsn = local.dsn("agentloop")
-        migrations.migrate(dsn)
-        yield settings, dsn
-
-
-@contextlib.contextmanager
-def told() -> Iterator[None]:
-    """Failures in a sentence, with an exit code."""
-    try:
-        yield
-    except ValidationError as error:
-        fail(explain(error), USAGE)
-    except (AgentLoopError, LocalPostgresError, OSError, ValueError) as error:
-        fail(str(error), FAILED)
-
-
-def fail(text: str, code: int) -> NoReturn:
-    """Say why, and end with `code`."""
-    typer.echo(f"error: {text}", err=True)
-    raise typer.Exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import getpass
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import NoReturn, TypeVar
 
 import typer
@@ -26,12 +26,37 @@ USAGE = 2
 def with_store(work: Callable[[PostgresStore], Awaitable[T]]) -> T:
     """What `work` gives, on the database that is set or else the local one; exits with 1 if it cannot."""
 
-    async def run() -> T:
-        async with _store() as store:
+    async def run(dsn: str) -> T:
+        store = PostgresStore(dsn, connections=1)
+        await store.open()
+        try:
             return await work(store)
+        finally:
+            await store.close()
 
+    with told(), database() as (_, dsn):
+        return asyncio.run(run(dsn))
+
+
+@contextlib.contextmanager
+def database() -> Iterator[tuple[Settings, str]]:
+    """The settings, and the DSN of the database that they name, or of the local one."""
+    settings = Settings()
+    dsn = settings.database_url.get_secret_value()
+    if dsn:
+        yield settings, dsn
+        return
+    with LocalPostgres(settings.state_dir / "postgres") as local:
+        dsn = local.dsn("agentloop")
+        migrations.migrate(dsn)
+        yield settings, dsn
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """Failures in a sentence, with an exit code."""
     try:
-        return asyncio.run(run())
+        yield
     except ValidationError as error:
         fail(explain(error), USAGE)
     except (AgentLoopError, LocalPostgresError, OSError, ValueError) as error:
@@ -50,19 +75,3 @@ def fail(text: str, code: int) -> NoReturn:
     """Say why, and end with `code`."""
     typer.echo(f"error: {text}", err=True)
     raise typer.Exit(code)
-
-
-@contextlib.asynccontextmanager
-async def _store() -> AsyncIterator[PostgresStore]:
-    settings = Settings()
-    with contextlib.ExitStack() as stack:
-        dsn = settings.database_url.get_secret_value()
-        if not dsn:
-            dsn = stack.enter_context(LocalPostgres(settings.state_dir / "postgres")).dsn("agentloop")
-            migrations.migrate(dsn)
-        store = PostgresStore(dsn, connections=1)
-        await store.open()
-        try:
-            yield store
-        finally:
-            await store.close()

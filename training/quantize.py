@@ -8,9 +8,7 @@ smallest type whose cost is within the limit is taken (docs/decisions.md, "Quant
 
 from __future__ import annotations
 
-import contextlib
 import json
-import mmap
 import os
 import re
 import shutil
@@ -18,9 +16,9 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from grpc_server.domain.chat_format import END_OF_TURN, START_OF_TURN
 from grpc_server.domain.gguf_layout import ALIGNMENT, aligned, layout
@@ -138,23 +136,22 @@ def with_metadata_of(base_gguf: Path, converted: Path, gguf: Path) -> None:
     Raises:
         GgufError: one of the files is no GGUF.
     """
-    with _mapped(base_gguf) as base, _mapped(converted) as tuned, gguf.open("wb") as writer:
+    with base_gguf.open("rb") as base, converted.open("rb") as tuned, gguf.open("wb") as writer:
         about, parts = layout(base), layout(tuned)
         kept = [span for name, span in about.spans.items() if name not in _REWRITTEN]
         writer.write(struct.pack("<4sIQQ", b"GGUF", _VERSION, len(parts.tensors), len(kept)))
-        for start, end in kept:
-            writer.write(base[start:end])
-        writer.write(tuned[slice(*parts.infos)])
+        for span in kept:
+            writer.write(_part(base, span))
+        writer.write(_part(tuned, parts.infos))
         writer.write(bytes(aligned(writer.tell(), ALIGNMENT) - writer.tell()))
-        with converted.open("rb") as data:
-            data.seek(parts.data)
-            shutil.copyfileobj(data, writer, 1 << 20)
+        tuned.seek(parts.data)
+        shutil.copyfileobj(tuned, writer, 1 << 20)
 
 
-@contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[mmap.mmap]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        yield mapped
+def _part(file: BinaryIO, span: tuple[int, int]) -> bytes:
+    start, end = span
+    file.seek(start)
+    return file.read(end - start)
 
 
 _VERSION = 3

@@ -1,15 +1,18 @@
 """Where the parts of a GGUF lie in its bytes.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` library makes an array of
-each of the 262,144 words of Gemma's vocabulary, 15 s of processor time a file; here they are stepped over.
+each of the 262,144 words of Gemma's vocabulary, 15 s of processor time a file; here they are stepped over. No
+length may exceed what is left of the file, so that neither time nor memory goes beyond its size, whatever a
+damaged one says.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 ALIGNMENT = 32
 """Bytes, where `general.alignment` does not say otherwise."""
@@ -19,6 +22,7 @@ _VERSIONS = (2, 3)  # with lengths of 64 bits
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _MOST_NESTED = 4
+_LONGEST = 1 << 20  # bytes of a text that is kept
 _MOST_DIMENSIONS = 8
 
 
@@ -39,9 +43,9 @@ class Tensor:
 class Layout:
     """The parts of one GGUF; offsets in bytes from its start.
 
-    `fields` are its keys and values, where the value is a number, a boolean or a string; of an array, its
-    length. `spans` are start and end of each whole field. `infos` are those of the descriptions of tensors,
-    whose own offsets count from `data`.
+    `fields` are its keys and values, where the value is a number, a boolean or a string (one of over 1 MiB is
+    empty here); of an array, its length. `spans` are start and end of each whole field. `infos` are those of
+    the descriptions of tensors, whose own offsets count from `data`.
     """
 
     version: int
@@ -57,13 +61,14 @@ class Layout:
         return int(self.fields.get("general.alignment", ALIGNMENT))
 
 
-def layout(content: bytes | memoryview | Any) -> Layout:
-    """The layout of the GGUF whose bytes are `content` (bytes, or an mmap of the file).
+def layout(file: BinaryIO) -> Layout:
+    """The layout of the GGUF in `file`, which is read from its beginning.
 
     Raises:
-        GgufError: it is none.
+        GgufError: it is none, or ends too early.
+        OSError: it cannot be read.
     """
-    reader = _Reader(content)
+    reader = _Reader(file)
     try:
         return reader.layout()
     except (struct.error, UnicodeDecodeError, OverflowError) as error:
@@ -76,15 +81,15 @@ def aligned(offset: int, alignment: int) -> int:
 
 
 class _Reader:
-    def __init__(self, content: Any) -> None:
-        self._content = content
-        self._size = len(content)
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         self.at = 0
 
     def layout(self) -> Layout:
-        if bytes(self._content[:4]) != _MAGIC:
+        if self._bytes(min(4, self._size)) != _MAGIC:
             raise GgufError("this is no GGUF: it does not begin with GGUF")
-        self.at = 4
         version = self._scalar("I")
         if version not in _VERSIONS:
             raise GgufError(f"this is a GGUF of version {version}; versions 2 and 3 are known")
@@ -121,27 +126,35 @@ class _Reader:
             raise GgufError(f"this is no GGUF: a value of the type {kind}, at byte {self.at}")
         item, length = self._scalar("I"), self._scalar("Q")
         if item in _SCALARS:
-            self._step(length * struct.calcsize(_SCALARS[item]))
+            self._skip(length * struct.calcsize(_SCALARS[item]))
         elif item == _STRING:
             for _ in range(length):
-                self._step(self._scalar("Q"))
+                self._skip(self._scalar("Q"))
         else:
             for _ in range(length):
                 self._value(item, depth + 1)
         return length
 
     def _scalar(self, form: str) -> Any:
-        (value,) = struct.unpack_from(f"<{form}", self._content, self.at)
-        self.at += struct.calcsize(form)
+        (value,) = struct.unpack(f"<{form}", self._bytes(struct.calcsize(form)))
         return value
 
     def _string(self) -> str:
         length = self._scalar("Q")
-        start = self.at
-        self._step(length)
-        return bytes(self._content[start : self.at]).decode()
+        if length > _LONGEST:
+            self._skip(length)
+            return ""
+        return self._bytes(length).decode()
 
-    def _step(self, length: int) -> None:
+    def _bytes(self, length: int) -> bytes:
+        self._use(length)
+        return self._file.read(length)
+
+    def _skip(self, length: int) -> None:
+        self._use(length)
+        self._file.seek(length, os.SEEK_CUR)
+
+    def _use(self, length: int) -> None:
         if length > self._size - self.at:
             raise GgufError(f"this is no whole GGUF: {length} bytes are missing from byte {self.at} on")
         self.at += length

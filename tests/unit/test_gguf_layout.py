@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from gguf import GGUFReader, GGUFWriter
 from hypothesis import given
 from hypothesis import strategies as some
 
-from grpc_server.domain.gguf_layout import GgufError, aligned, layout
+from grpc_server.domain.gguf_layout import GgufError, Layout, aligned, layout
 from training.quantize import with_metadata_of
 
 
@@ -33,6 +34,10 @@ def written(path: Path, *, pre: str = "default", tensors: int = 2, scale: float 
     return path
 
 
+def layout_of(content: bytes) -> Layout:
+    return layout(io.BytesIO(content))
+
+
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return written(tmp_path_factory.mktemp("gguf") / "a.gguf").read_bytes()
@@ -40,7 +45,7 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def test_fields_tensors_and_data_lie_where_the_library_finds_them(tmp_path: Path) -> None:
     path = written(tmp_path / "a.gguf")
-    ours, theirs = layout(path.read_bytes()), GGUFReader(path)
+    ours, theirs = layout_of(path.read_bytes()), GGUFReader(path)
     assert set(ours.fields) == {name for name in theirs.fields if not name.startswith("GGUF.")}
     assert ours.fields["general.architecture"] == "gemma3"
     assert ours.fields["gemma3.context_length"] == 32768
@@ -53,7 +58,7 @@ def test_fields_tensors_and_data_lie_where_the_library_finds_them(tmp_path: Path
 
 
 def test_the_base_of_the_demo_is_read(base_gguf: Path) -> None:
-    about = layout(base_gguf.read_bytes())
+    about = layout_of(base_gguf.read_bytes())
     assert about.fields["general.architecture"] == "gemma3"
     assert about.fields["tokenizer.ggml.tokens"] == 262_144
     assert len(about.tensors) == 236
@@ -74,10 +79,10 @@ def test_tensors_are_put_under_the_metadata_of_another(tmp_path: Path) -> None:
 
 
 def test_a_file_that_ends_too_early_is_refused_wherever_it_ends(content: bytes) -> None:
-    end = layout(content).infos[1]
+    end = layout_of(content).infos[1]
     for length in range(end):
         with pytest.raises(GgufError):
-            layout(content[:length])
+            layout_of(content[:length])
 
 
 @given(position=some.integers(0, 400), value=some.binary(min_size=1, max_size=12))
@@ -86,7 +91,7 @@ def test_damaged_bytes_are_a_layout_or_an_error_and_nothing_else(
 ) -> None:
     damaged = content[:position] + value + content[position + len(value) :]
     with contextlib.suppress(GgufError):
-        layout(damaged)
+        layout_of(damaged)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,7 @@ def test_damaged_bytes_are_a_layout_or_an_error_and_nothing_else(
 )
 def test_what_is_wrong_is_said(damaged: bytes, problem: str) -> None:
     with pytest.raises(GgufError, match=problem):
-        layout(damaged)
+        layout_of(damaged)
 
 
 def test_an_offset_that_is_aligned_stays() -> None:
