@@ -232,6 +232,6 @@ async def test_callers_who_never_read_hold_no_place_for_long_and_no_memory(
         call = stub.Chat(asked(), metadata=bearer(gateway.token), timeout=UNREAD_SECONDS * 10)
         assert (await rest_of(call))[-1].HasField("completed")
         assert memory(gateway) - before < GROWTH_BYTES
-    query = "SELECT count(*) FROM inference WHERE status = 'cancelled' AND total_ms >= "
-    query += str(1000 * UNREAD_SECONDS)
-    await until(lambda: gateway.rows(query)[0][0] >= PARALLEL, 20)
+        query = "SELECT count(*) FROM inference WHERE status = 'cancelled' AND total_ms >= "
+        query += str(1000 * UNREAD_SECONDS)
+        await until(lambda: gateway.rows(query)[0][0] >= PARALLEL, 30)

@@ -18,7 +18,7 @@ from grpc_server.adapters.jwks import JwksError, keys_of, reader
 from grpc_server.bootstrap import service
 from grpc_server.domain.errors import Unauthenticated
 from grpc_server.settings import Settings
-from tests.fakes import FakeEngine, FakeLogStore, FakeRoutes, FakeSpool, FakeTokenStore
+from tests.fakes import FakeEngine, FakeLogReader, FakeLogStore, FakeRoutes, FakeSpool, FakeTokenStore
 from tests.integration.grpc_bench import Bench, bearer, hello, status_of
 from tests.jwts import AUDIENCE, ISSUER, key_set, token
 
@@ -134,7 +134,9 @@ async def test_a_server_takes_jwts_of_a_url_through_a_rotation_and_an_outage(
 ) -> None:
     spool = FakeSpool()
     made = settings(tmp_path, jwks=publisher.url, jwks_refresh_seconds=0.02)
-    running = service(made, store=Store(), engine=FakeEngine(), spool=spool, routes=FakeRoutes())
+    running = service(
+        made, store=Store(), engine=FakeEngine(), spool=spool, routes=FakeRoutes(), reader=FakeLogReader()
+    )
     async with running as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
         bench = Bench().ask_through(channel)
         assert await bench.chat(token=token("ES256"))
@@ -168,6 +170,7 @@ async def test_without_keys_set_a_jwt_is_as_unknown_as_any_text(tmp_path: Path) 
         engine=FakeEngine(),
         spool=FakeSpool(),
         routes=FakeRoutes(),
+        reader=FakeLogReader(),
     )
     async with running as server, grpc.aio.insecure_channel(server.grpc_address) as channel:
         refused = await status_of(

@@ -212,7 +212,8 @@ def test_a_server_answers_what_its_operators_are_told_to_ask(live_server: LiveSe
     asked = [command for command in commands if re.match(r"(\.venv/bin/)?agent-loop ", command)]
     assert len(asked) >= 5
     for command in asked:
-        done = typed(filled(command, inference_id=inference_id), environment)
+        line = filled(command, inference_id=inference_id, model_version="gemma-3-270m:base")
+        done = typed(line, environment)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         inference_id = "".join(re.findall(r"^inference (\S+) by", done.stderr)) or inference_id
     kept = [command for command in commands if "python -m grpc_server" in command and command != created]

@@ -74,7 +74,7 @@ def test_config_prints_every_setting_with_its_origin_and_masks_secrets(
         "value": 7,
         "origin": "environment",
         "variable": "AGENTLOOP_PARALLEL",
-        "description": "Generations at once.",
+        "description": "Generations at once; of each Ollama, where there are several.",
     }
     assert all(row["description"] for row in as_json.values())
 

@@ -33,6 +33,7 @@ from tests.fakes import (
     BASE,
     FakeAuthenticator,
     FakeEngine,
+    FakeLogReader,
     FakeLogStore,
     FakeRoutes,
     FakeRouteStore,
@@ -292,6 +293,7 @@ async def test_a_whole_server_traces_each_call_down_to_its_row(tmp_path: Path, s
         "spool": FakeSpool(),
         "authenticator": FakeAuthenticator(),
         "routes": FakeRoutes(),
+        "reader": FakeLogReader(),
     }
     settings = Settings(state_dir=tmp_path, grpc_address="127.0.0.1:0", http_address="127.0.0.1:0")
     async with (
