@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import os
 import re
 import shlex
@@ -18,6 +19,7 @@ from typer.main import get_command
 
 from agentloop import cli
 from grpc_server import __main__ as grpc_server
+from agentloop import Client
 from grpc_server import erase_cli, events_cli, log_cli, tokens_cli
 from tests.coverage_files import untraced
 from tests.integration import night_by_hand
@@ -193,7 +195,9 @@ def test_a_command_that_does_not_work_as_printed_is_found(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_a_server_answers_what_its_operators_are_told_to_ask(live_server: LiveServer, tmp_path: Path) -> None:
+def test_a_server_answers_what_its_operators_are_told_to_ask(
+    live_server: LiveServer, base_gguf: Path, tmp_path: Path
+) -> None:
     commands = list(dict.fromkeys([*readmes(), *dag_pages(), *reports(tmp_path)]))
     token_file = tmp_path / "night.token"
     environment = {
@@ -211,11 +215,14 @@ def test_a_server_answers_what_its_operators_are_told_to_ask(live_server: LiveSe
     inference_id = ""
     asked = [command for command in commands if re.match(r"(\.venv/bin/)?agent-loop ", command)]
     assert len(asked) >= 5
+    with Client(live_server.grpc_address, token) as client:
+        client.install_model(CHAMPION, base_gguf, hashlib.sha256(base_gguf.read_bytes()).hexdigest())
     for command in asked:
-        line = filled(command, inference_id=inference_id, model_version="gemma-3-270m:base")
-        done = typed(line, environment)
+        done = typed(filled(command, inference_id=inference_id), environment)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         inference_id = "".join(re.findall(r"^inference (\S+) by", done.stderr)) or inference_id
+    with Client(live_server.grpc_address, token) as client:
+        client.remove_model(CHAMPION)
     kept = [command for command in commands if "python -m grpc_server" in command and command != created]
     kept.sort(key=lambda command: "revoke" in command)
     assert len(kept) >= 4
