@@ -17,9 +17,8 @@ import pytest
 import typer
 from typer.main import get_command
 
-from agentloop import cli
+from agentloop import Client, cli
 from grpc_server import __main__ as grpc_server
-from agentloop import Client
 from grpc_server import erase_cli, events_cli, log_cli, tokens_cli
 from tests.coverage_files import untraced
 from tests.integration import night_by_hand
