@@ -146,7 +146,7 @@ class OllamaEngine:
         return Embeddings(vectors, int(answer.get("prompt_eval_count", 0)))
 
     async def count_tokens(self, model_version: str, prompt: str) -> int:
-        """See `Engine.count_tokens`. Ollama shows no tokenizer: it reads the prompt, and writes nothing.
+        """See `Engine.count_tokens`. Ollama shows no tokenizer: it reads the prompt, and writes a token.
 
         What it holds of the prompt already it does not read again; what is longer than the context it refuses
         unread, with its count.
@@ -155,7 +155,7 @@ class OllamaEngine:
         if not prompt:
             raise InvalidArgument("the prompt is empty", "messages")
         body = self._request(model_version, prompt)
-        body["options"] |= {"num_predict": 0}
+        body["options"] |= {"num_predict": 1}
         try:
             return _finished(await self._ask(body)).usage.input_tokens
         except PromptTooLong as error:
