@@ -1,16 +1,11 @@
 """Callers who are not learned from, or not logged with text: 0007_opt_out.sql."""
 
-from pathlib import Path
-from typing import cast
-
-import psycopg
-from alembic import op
+from grpc_server.migrations.plain_sql import run_sql_of
 
 revision = "0007"
 down_revision = "0006"
 
 
 def upgrade() -> None:
-    """Run the SQL file of this version, by the driver itself: it holds `%` and several statements."""
-    driver = cast("psycopg.Connection", op.get_bind().connection.dbapi_connection)
-    driver.execute(Path(__file__).with_suffix(".sql").read_bytes())
+    """Run this version's SQL file."""
+    run_sql_of(__file__)
