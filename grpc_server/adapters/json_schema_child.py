@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import functools
 import json
-import resource
-import signal
-import sys
+from collections.abc import Callable
 
-MEMORY_BYTES = 2 << 30
+from grpc_server.adapters.answering_child import answer_questions
+
 REASON_CHARACTERS = 500
 
 
@@ -52,23 +51,11 @@ def answered(line: str) -> str:
     return json.dumps({"problem": unholdable(schema) if answer is None else unfit(answer, schema)})
 
 
-def main() -> None:
-    """Answer until stdin closes."""
-    seconds = float(sys.argv[1])
-    # A terminal's Ctrl-C or a service manager's SIGTERM is for the parent, which lets streams finish first.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold what callers sent
+def _ready() -> Callable[[str], str]:
     unfit("1", "{}")
     unholdable("{}")  # both libraries are loaded now
-    print("ready", flush=True)
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # then SIGPROF, which ends it
-        reply = answered(line)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(reply, flush=True)
+    return answered
 
 
 if __name__ == "__main__":
-    main()
+    answer_questions(_ready)

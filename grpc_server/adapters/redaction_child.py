@@ -18,12 +18,9 @@ import ipaddress
 import json
 import pkgutil
 import re
-import resource
-import signal
-import sys
 from collections.abc import Callable, Iterator
 
-MEMORY_BYTES = 2 << 30
+from grpc_server.adapters.answering_child import answer_questions
 
 Span = tuple[int, int, str]
 
@@ -164,23 +161,11 @@ def _personal_spans(text: str) -> Iterator[Span]:
                 yield found.start(), found.end(), kind
 
 
-def main() -> None:
-    """Answer until stdin closes."""
-    seconds = float(sys.argv[1])
-    # A terminal's Ctrl-C or a service manager's SIGTERM is for the parent, which lets streams finish first.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it would hold what callers sent
+def _ready() -> Callable[[str], str]:
     finder = Finder()
     finder.find("+44 20 7946 0958, GB82 WEST 1234 5698 7654 32, 4111 1111 1111 1111")  # loads all libraries
-    print("ready", flush=True)
-    for line in sys.stdin:
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # then SIGPROF, which ends it
-        reply = json.dumps([finder.find(text) for text in json.loads(line)])
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(reply, flush=True)
+    return lambda line: json.dumps([finder.find(text) for text in json.loads(line)])
 
 
 if __name__ == "__main__":
-    main()
+    answer_questions(_ready)
