@@ -13,6 +13,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from grpc_server.background import in_background
 from grpc_server.domain.errors import AgentLoopError
 from grpc_server.domain.ports import EventStore
 from grpc_server.domain.types import Caller
@@ -78,12 +79,10 @@ class Audit:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Write denied attempts every few seconds, and at the end what is left."""
-        task = asyncio.create_task(self._keep_writing(), name="audit")
         try:
-            yield
+            async with in_background(self._keep_writing(), "audit"):
+                yield
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
             await self.flush()
 
     async def flush(self) -> None:

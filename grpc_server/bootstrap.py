@@ -8,9 +8,9 @@ import json
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from opentelemetry.trace import Tracer
 
@@ -38,6 +38,7 @@ from grpc_server.adapters.spool import FileSpool
 from grpc_server.adapters.traced import traced_engine, traced_spool, traced_store
 from grpc_server.admission import Admission
 from grpc_server.audit import Audit
+from grpc_server.background import in_background
 from grpc_server.domain.errors import AgentLoopError, Conflict
 from grpc_server.domain.ports import Authenticator, Engine, LogReader, Routes, Spool
 from grpc_server.domain.types import Limits, Route, Target, TargetRole
@@ -102,15 +103,17 @@ async def service(
         await stack.enter_async_context(_draining(spool, store, metrics, tracer))
         watched: dict[str, Read] = {}
         if authenticator is None:
-            tokens = await stack.enter_async_context(_api_tokens(settings, store))
+            tokens = await stack.enter_async_context(_reading(_api_tokens(settings, store)))
             authenticator, watched[TOKENS] = tokens, tokens.changed_elsewhere
             if settings.jwks:
-                authenticator = AnyCredential(tokens, await stack.enter_async_context(_jwts(settings)))
+                jwts = await stack.enter_async_context(_reading(_jwts(settings)))
+                authenticator = AnyCredential(tokens, jwts)
         if routes is None:
-            cached = await stack.enter_async_context(_routes(settings, store))
+            cached = await stack.enter_async_context(_reading(_routes(settings, store)))
             routes, watched[ROUTES] = cached, cached.changed_elsewhere
         if watched:
-            await stack.enter_async_context(_watching(store, watched))
+            watch = Watch(lambda: changes(store.dsn), watched)
+            await stack.enter_async_context(in_background(watch.run(), "changes elsewhere"))
         await stack.enter_async_context(_routed(settings, engine, routes))
         await _load_routed(settings, engine, routes)
         traced = traced_spool(recorded, tracer)
@@ -287,13 +290,9 @@ async def _gpus(metrics: Metrics) -> AsyncIterator[None]:
             metrics.gpus_are(await asyncio.to_thread(gpus.read))
             await asyncio.sleep(GPU_SECONDS)
 
-    task = asyncio.create_task(look(), name="gpus")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        gpus.close()
+    with contextlib.closing(gpus):
+        async with in_background(look(), "gpus"):
+            yield
 
 
 @contextlib.asynccontextmanager
@@ -334,35 +333,44 @@ async def _draining(spool: Any, store: Any, metrics: Metrics, tracer: Tracer) ->
         stored=metrics.stored,
         dead_lettered=metrics.dead_lettered,
     )
-    task = asyncio.create_task(drain.run(), name="drain")
     try:
-        yield drain
+        async with in_background(drain.run(), "drain"):
+            yield drain
     finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
         if not await drain.flush(FLUSH_SECONDS):
             log.warning("the database did not take all records", extra={"left": spool.state().records})
 
 
-@contextlib.asynccontextmanager
-async def _api_tokens(settings: Settings, store: Any) -> AsyncIterator[CachedAuthenticator]:
-    cache = settings.state_dir / "cache" / "tokens.json"
-    tokens = CachedAuthenticator(store, cache, settings.cache_seconds)
-    await tokens.start()
-    try:
-        yield tokens
-    finally:
-        await tokens.close()
+class _Reads(Protocol):
+    """Reads something at its start, and again and again until it is closed."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+Part = TypeVar("Part", bound=_Reads)
 
 
 @contextlib.asynccontextmanager
-async def _jwts(settings: Settings) -> AsyncIterator[JwtAuthenticator]:
-    jwts = JwtAuthenticator(_jwks(settings), _jwt_rules(settings))
-    await jwts.start()
+async def _reading(part: Part) -> AsyncIterator[Part]:
+    await part.start()
     try:
-        yield jwts
+        yield part
     finally:
-        await jwts.close()
+        await part.close()
+
+
+def _api_tokens(settings: Settings, store: Any) -> CachedAuthenticator:
+    return CachedAuthenticator(store, settings.state_dir / "cache" / "tokens.json", settings.cache_seconds)
+
+
+def _routes(settings: Settings, store: Any) -> CachedRoutes:
+    return CachedRoutes(store, settings.state_dir / "cache" / "routes.json", settings.cache_seconds)
+
+
+def _jwts(settings: Settings) -> JwtAuthenticator:
+    return JwtAuthenticator(_jwks(settings), _jwt_rules(settings))
 
 
 def _jwks(settings: Settings) -> Jwks:
@@ -398,28 +406,6 @@ def _jwt_limits(settings: Settings) -> Limits:
 
 
 @contextlib.asynccontextmanager
-async def _routes(settings: Settings, store: Any) -> AsyncIterator[CachedRoutes]:
-    routes = CachedRoutes(store, settings.state_dir / "cache" / "routes.json", settings.cache_seconds)
-    await routes.start()
-    try:
-        yield routes
-    finally:
-        await routes.close()
-
-
-@contextlib.asynccontextmanager
-async def _watching(store: PostgresStore, reads: Mapping[str, Read]) -> AsyncIterator[None]:
-    """Read what changes elsewhere as soon as the database tells."""
-    watch = Watch(lambda: changes(store.dsn), reads)
-    task = asyncio.create_task(watch.run(), name="changes elsewhere")
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
 async def _routed(settings: Settings, engine: Engine, routes: Routes) -> AsyncIterator[None]:
     """Where there is no route at all yet, lead the aliases to the base model, once the database is up."""
 
@@ -434,12 +420,8 @@ async def _routed(settings: Settings, engine: Engine, routes: Routes) -> AsyncIt
             yield
             return
         await route_to_base(settings, engine, routes)
-    task = asyncio.create_task(until_routed(), name="first route")
-    try:
+    async with in_background(until_routed(), "first route"):
         yield
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 async def route_to_base(settings: Settings, engine: Engine, routes: Routes) -> None:

@@ -25,6 +25,7 @@ from agentloop.v1 import (
     model_pb2_grpc,
 )
 from grpc_server.audit import Audit
+from grpc_server.background import in_background
 from grpc_server.domain.errors import Precondition
 from grpc_server.domain.ports import Authenticator, Engine, LogReader, Routes, Spool
 from grpc_server.http.app import make_app
@@ -185,12 +186,8 @@ async def _certificates(settings: Settings) -> AsyncIterator[Certificates | None
         yield None
         return
     certificates = Certificates(settings.tls_cert_file, settings.tls_key_file, settings.tls_client_ca_file)
-    task = asyncio.create_task(certificates.keep_reading(), name="read certificates")
-    try:
+    async with in_background(certificates.keep_reading(), "read certificates"):
         yield certificates
-    finally:
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
 
 
 def _bind(listener: grpc.aio.Server, address: str, certificates: Certificates | None) -> str:
