@@ -9,17 +9,18 @@ from typing import Any
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from agentloop.v1 import inference_pb2, log_pb2, model_pb2
+from agentloop.v1 import inference_pb2, log_pb2
 from agentloop.v1 import log_pb2_grpc as rpc
 from grpc_server.domain import log_query
 from grpc_server.domain.errors import InvalidArgument, NotFound
 from grpc_server.domain.log_query import LogFilter, LoggedInference
 from grpc_server.domain.plain import message_from_plain, raw_prompt, request_from_plain
 from grpc_server.domain.ports import LogReader
-from grpc_server.domain.types import Feedback, Scope, Status, TargetRole
+from grpc_server.domain.types import Feedback, Scope, Status
 from grpc_server.interceptors.auth import caller
 from grpc_server.servicers import messages
 from grpc_server.servicers.inference import FINISH_REASONS
+from grpc_server.servicers.models import TARGET_ROLES
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,11 +33,6 @@ _STATUSES = {
     Status.ABORTED: log_pb2.INFERENCE_STATUS_ABORTED,
 }
 _STATUS_OF = {number: status for status, number in _STATUSES.items()}
-_TARGET_ROLES = {
-    TargetRole.STABLE: model_pb2.TARGET_ROLE_STABLE,
-    TargetRole.CANARY: model_pb2.TARGET_ROLE_CANARY,
-    TargetRole.SHADOW: model_pb2.TARGET_ROLE_SHADOW,
-}
 
 
 class LogServicer(rpc.LogServiceServicer):
@@ -113,7 +109,7 @@ def _inference(row: LoggedInference) -> log_pb2.Inference:
         key_id=messages.printable(row.key_id),
         alias=messages.printable(row.alias),
         model_version=messages.printable(row.model_version),
-        target_role=_TARGET_ROLES[row.target_role],
+        target_role=TARGET_ROLES[row.target_role],
         session_id=messages.printable(row.session_id),
         status=_STATUSES[row.status],
         error=messages.printable(row.error),

@@ -12,6 +12,7 @@ import grpc
 from agentloop.v1 import model_pb2 as pb
 from agentloop.v1 import model_pb2_grpc as rpc
 from grpc_server.audit import Audit
+from grpc_server.background import in_background
 from grpc_server.domain import rules
 from grpc_server.domain.errors import InvalidArgument, ModelsFull, NotFound, Precondition
 from grpc_server.domain.ports import Engine, Routes
@@ -28,18 +29,18 @@ from grpc_server.interceptors.auth import caller
 PATH_MAX_BYTES = 4096
 """Linux' PATH_MAX, the NUL at the end included."""
 
-_ROLES = {
-    pb.TARGET_ROLE_STABLE: TargetRole.STABLE,
-    pb.TARGET_ROLE_CANARY: TargetRole.CANARY,
-    pb.TARGET_ROLE_SHADOW: TargetRole.SHADOW,
+TARGET_ROLES = {
+    TargetRole.STABLE: pb.TARGET_ROLE_STABLE,
+    TargetRole.CANARY: pb.TARGET_ROLE_CANARY,
+    TargetRole.SHADOW: pb.TARGET_ROLE_SHADOW,
 }
+_ROLE_OF = {number: role for role, number in TARGET_ROLES.items()}
 _PHASES = {
     InstallPhase.WAITING: pb.INSTALL_PHASE_WAITING,
     InstallPhase.CHECKING: pb.INSTALL_PHASE_CHECKING,
     InstallPhase.COPYING: pb.INSTALL_PHASE_COPYING,
     InstallPhase.LOADING: pb.INSTALL_PHASE_LOADING,
 }
-_ROLE_NUMBERS = {role: number for number, role in _ROLES.items()}
 
 PROGRESS_SECONDS = 0.5
 """How often an installation tells how far it is."""
@@ -101,14 +102,10 @@ class ModelServicer(rpc.ModelServiceServicer):
         """The same, telling how far it is."""
         del context
         progress = InstallProgress()
-        task = asyncio.create_task(self._install(request.install, progress))
-        try:
+        async with in_background(self._install(request.install, progress), "install") as task:
             while not (await asyncio.wait({task}, timeout=PROGRESS_SECONDS))[0]:
                 yield pb.InstallModelStreamResponse(progress=_progress(progress))
             yield pb.InstallModelStreamResponse(installed=await task)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
     async def LoadModel(  # noqa: N802 - gRPC's name
         self, request: pb.LoadModelRequest, context: Context
@@ -248,7 +245,7 @@ def _progress(progress: InstallProgress) -> pb.InstallProgress:
 
 def _route(route: pb.Route) -> Route:
     for index, target in enumerate(route.targets):
-        if target.role not in _ROLES:
+        if target.role not in _ROLE_OF:
             raise InvalidArgument(
                 f"route.targets[{index}].role is {target.role}; it must be one of TARGET_ROLE_STABLE,"
                 " TARGET_ROLE_CANARY, TARGET_ROLE_SHADOW",
@@ -257,7 +254,7 @@ def _route(route: pb.Route) -> Route:
     return Route(
         route.alias or "default",
         route.revision,
-        tuple(Target(target.model_version, _ROLES[target.role], target.weight) for target in route.targets),
+        tuple(Target(target.model_version, _ROLE_OF[target.role], target.weight) for target in route.targets),
     )
 
 
@@ -267,7 +264,7 @@ def _route_proto(route: Route) -> pb.Route:
         revision=route.revision,
         targets=[
             pb.Target(
-                model_version=target.model_version, role=_ROLE_NUMBERS[target.role], weight=target.weight
+                model_version=target.model_version, role=TARGET_ROLES[target.role], weight=target.weight
             )
             for target in route.targets
         ],
