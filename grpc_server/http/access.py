@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 
+from grpc_server.bearer import KEY, token_in
 from grpc_server.domain.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from grpc_server.domain.ports import Authenticator
 from grpc_server.domain.types import Caller, JsonObject, Scope
@@ -38,15 +39,15 @@ async def caller_of(headers: Headers, authenticator: Authenticator, scope: Scope
         Unauthenticated: without exactly one such header, or if its token is not valid.
         PermissionDenied: if the token allows none of them.
     """
-    values = headers.getlist("authorization")
-    return await bearer(values[0] if len(values) == 1 else "", authenticator, scope, *others)
+    return await admitted(headers.getlist(KEY), authenticator, scope, *others)
 
 
-async def bearer(value: str, authenticator: Authenticator, scope: Scope, *others: Scope) -> Caller:
-    """Whose token `value`, `Bearer al_…`, holds; raises as `caller_of`."""
-    scheme, _, token = value.partition(" ")
-    token = token.strip()
-    if scheme.lower() != "bearer" or not token:
+async def admitted(
+    values: Sequence[str], authenticator: Authenticator, scope: Scope, *others: Scope
+) -> Caller:
+    """Whose token the one of `values`, `Bearer al_…`, holds; raises as `caller_of`."""
+    token = token_in(values)
+    if not token:
         raise Unauthenticated
     who = await authenticator.authenticate(token)
     if not any(who.may(each) for each in (scope, *others)):

@@ -31,7 +31,7 @@ from grpc_server.domain.ports import Authenticator
 from grpc_server.domain.types import Caller, ChatEvent, Completed, JsonObject, Started, TextDelta, ToolCall
 from grpc_server.http.access import (
     UNREAD_SECONDS,
-    bearer,
+    admitted,
     caller_of,
     checked_deadline,
     deadline_of,
@@ -87,7 +87,7 @@ class ChatSocket:
         """Ask a caller without a header who it is."""
         try:
             opening = await _message(socket, "the opening message", _opening)
-            caller = await bearer(opening[0], self._authenticator, types.Scope.INFER)
+            caller = await admitted([opening[0]], self._authenticator, types.Scope.INFER)
         except WebSocketDisconnect:
             raise
         except Exception as error:

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 
 from grpc_server.audit import Audit
+from grpc_server.bearer import KEY, token_in
 from grpc_server.domain.errors import PermissionDenied, Unauthenticated
 from grpc_server.domain.ports import Authenticator
 from grpc_server.domain.types import Caller, Scope
@@ -53,15 +54,6 @@ def caller() -> Caller:
     return _caller.get()
 
 
-def bearer(metadata: Any) -> str:
-    """The token in `authorization: Bearer …`; empty if there is not exactly one."""
-    values = [value for key, value in metadata or () if key == "authorization"]
-    if len(values) != 1 or not isinstance(values[0], str):
-        return ""
-    scheme, _, token = values[0].partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else ""
-
-
 class AuthInterceptor(Interceptor):
     """Refuses, inside the method's handler, a call whose token is not valid or does not allow it."""
 
@@ -89,7 +81,7 @@ class AuthInterceptor(Interceptor):
         return wrap(handler, around)
 
     async def _admit(self, method: str, metadata: Any) -> Caller:
-        token = bearer(metadata)
+        token = token_in([value for key, value in metadata or () if key == KEY])
         if not token:
             raise Unauthenticated
         who = await self._authenticator.authenticate(token)
