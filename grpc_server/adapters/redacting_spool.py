@@ -17,7 +17,7 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Protocol
@@ -75,12 +75,13 @@ class RedactingSpool:
         if isinstance(record, ServerStarted):
             await self._spool.append(record)
             return
+        aside = asyncio.to_thread if _is_large(record) else _here
         if self._is_without_text(record):
-            kept = await _aside(record, lambda: without_text(record, self._digest))
+            kept = await aside(lambda: without_text(record, self._digest))
         elif self._mode == "off":
             kept = record
         else:
-            kept = await self._scanned(record)
+            kept = await self._scanned(record, aside)
         await self._appended(kept)
         if not isinstance(kept, ServerStarted):
             for kind, times in kept.redacted.items():
@@ -118,26 +119,28 @@ class RedactingSpool:
     def _digest(self, text: str) -> str:
         return hmac.new(self._key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
-    async def _scanned(self, record: InferenceStarted | InferenceEnded | Feedback) -> LogRecord:
+    async def _scanned(
+        self, record: InferenceStarted | InferenceEnded | Feedback, aside: _Aside
+    ) -> LogRecord:
         texts: list[str] = []
 
         def taken(text: str) -> str:
             texts.append(text)
             return text
 
-        await _aside(record, lambda: changed(record, taken))
+        await aside(lambda: changed(record, taken))
         if not any(texts):
             return record
         try:
             found = await self._finder.find(texts)
         except UnscannedError:
             unscanned = sum(map(bool, texts))
-            kept = await _aside(record, lambda: changed(record, lambda text: text and f"<{UNSCANNED}>"))
+            kept = await aside(lambda: changed(record, lambda text: text and f"<{UNSCANNED}>"))
             return _noted(kept, {UNSCANNED: unscanned})
         if not any(found):
             return record
         replaced = iter([self._replaced(*pair) for pair in zip(texts, found, strict=True)])
-        kept = await _aside(record, lambda: changed(record, lambda _: next(replaced)))
+        kept = await aside(lambda: changed(record, lambda _: next(replaced)))
         return _noted(kept, Counter(kind for spans in found for _, _, kind in spans))
 
     def _replaced(self, text: str, spans: Sequence[Span]) -> str:
@@ -196,10 +199,11 @@ def read_key(path: Path) -> bytes:
     return key
 
 
-async def _aside(record: LogRecord, work: Callable[[], LogRecord]) -> LogRecord:
-    """Do `work` here, or in a thread where there is much of it, so that the event loop goes on."""
-    if _is_large(record):
-        return await asyncio.to_thread(work)
+_Aside = Callable[[Callable[[], LogRecord]], Awaitable[LogRecord]]
+"""Does what is to be done with a record: in a thread where that is much, so that the event loop goes on."""
+
+
+async def _here(work: Callable[[], LogRecord]) -> LogRecord:
     return work()
 
 
