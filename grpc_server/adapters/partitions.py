@@ -88,6 +88,15 @@ def name_of(first: datetime) -> str:
     return f"inference_{first:%Y_%m}"
 
 
+def is_attached(connection: Connection, name: str) -> bool:
+    """Whether there is a partition of this name; a table that was detached is none."""
+    found = connection.execute(
+        "SELECT FROM pg_inherits WHERE inhparent = 'inference'::regclass AND inhrelid = to_regclass(%s)",
+        (name,),
+    ).fetchone()
+    return found is not None
+
+
 def month(now: datetime, ahead: int) -> datetime:
     """The first moment of the month so many months after that of `now`; before it, where negative."""
     number = now.year * 12 + now.month - 1 + ahead
@@ -100,12 +109,8 @@ def first_id(moment: datetime) -> UUID:
 
 
 def _exists(connection: Connection, first: datetime) -> bool:
-    """Whether the month has a partition; a table that was detached is none."""
-    found = connection.execute(
-        "SELECT FROM pg_inherits WHERE inhparent = 'inference'::regclass AND inhrelid = to_regclass(%s)",
-        (name_of(first),),
-    ).fetchone()
-    return found is not None
+    """Whether the month has a partition."""
+    return is_attached(connection, name_of(first))
 
 
 def _make(connection: Connection, first: datetime, after: datetime) -> None:

@@ -24,7 +24,7 @@ from psycopg import sql
 from psycopg.types.json import Json
 
 from grpc_server.adapters.learned import Learned
-from grpc_server.adapters.partitions import LOCK, Connection, connected, first_id, month
+from grpc_server.adapters.partitions import LOCK, Connection, connected, first_id, is_attached, month
 from grpc_server.domain.errors import Precondition, StoreUnavailable
 
 SLICE_ROWS = 5000
@@ -146,7 +146,7 @@ class _Run:
             True,
             months,
             self._count(f"inference_default i WHERE {_OLD_ROW}", self._old_row()),
-            feedback + self._count(f"feedback f WHERE {_ORPHAN}", (first_id(_EPOCH), self._first_kept)),
+            feedback + self._count(f"feedback i WHERE {_ORPHAN}", (self._first_kept,)),
             self._count("dead_letter WHERE at < %s", (self._before,)),
         )
 
@@ -163,11 +163,11 @@ class _Run:
             self._before,
             False,
             tuple(months),
-            self._delete("inference_default", "id", f"inference_default i WHERE {_OLD_ROW}", self._old_row()),
-            self._delete_orphans(),
-            self._delete("dead_letter", "id", "dead_letter i WHERE i.at < %s", (self._before,)),
+            self._delete("inference_default", "id", _OLD_ROW, self._old_row()),
+            self._delete("feedback", "inference_id", _ORPHAN, (self._first_kept,)),
+            self._delete("dead_letter", "id", "i.at < %s", (self._before,)),
         )
-        self._delete("erased", "inference_id", f"erased i WHERE {_ERASED}", (self._first_kept,))
+        self._delete("erased", "inference_id", _ERASED, (self._first_kept,))
         if any(not one.reason for one in months) or done.unpartitioned or done.feedback or done.dead_letters:
             self._connection.execute(
                 "INSERT INTO event (kind, actor, subject, detail) VALUES ('log_retained', %s, %s, %s)",
@@ -215,7 +215,7 @@ class _Run:
         for _ in range(LOCK_TRIES):
             try:
                 with self._connection.transaction():
-                    if self._attached(one.name):
+                    if is_attached(self._connection, one.name):
                         self._connection.execute(
                             sql.SQL("ALTER TABLE inference DETACH PARTITION {}").format(table)
                         )
@@ -228,50 +228,26 @@ class _Run:
                 return one
         return replace(one, reason="it is in use: a long transaction reads the log")
 
-    def _attached(self, name: str) -> bool:
-        return bool(
-            _one(
-                self._connection,
-                "SELECT EXISTS (SELECT FROM pg_inherits WHERE inhparent = 'inference'::regclass "
-                "AND inhrelid = to_regclass(%s))",
-                (name,),
-            )
-        )
+    def _delete(self, table: str, key: str, old: str, values: tuple[Any, ...]) -> int:
+        """Delete the rows `i` that are `old`, and nothing else of their key; how many they were.
 
-    def _delete(self, table: str, key: str, which: str, values: tuple[Any, ...]) -> int:
-        """Delete in slices, in the order of the key: no slice looks again at what those before saw."""
+        In slices, in the order of the key: no slice looks again at what those before saw.
+        """
         last, deleted = first_id(_EPOCH), 0
         while not self._stop():
-            rows = self._connection.execute(
-                f"SELECT i.{key} FROM {which} AND i.{key} > %s ORDER BY i.{key} LIMIT {SLICE_ROWS}",  # noqa: S608
-                (*values, last),
-            ).fetchall()
-            if not rows:
-                break
-            ids = [row[0] for row in rows]
             with self._connection.transaction():
+                rows = self._connection.execute(
+                    f"DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT i.ctid FROM {table} i "  # noqa: S608
+                    f"WHERE {old} AND i.{key} >= %s ORDER BY i.{key} LIMIT {SLICE_ROWS})) RETURNING {key}",
+                    (*values, last),
+                ).fetchall()
+                ids = [row[0] for row in rows]
                 if table == "inference_default":
                     self._connection.execute("DELETE FROM feedback WHERE inference_id = ANY(%s)", (ids,))
-                self._connection.execute(f"DELETE FROM {table} WHERE {key} = ANY(%s)", (ids,))  # noqa: S608
-            deleted += len(ids)
-            last = ids[-1]
-        return deleted
-
-    def _delete_orphans(self) -> int:
-        """Feedback whose inference is gone, of the months before."""
-        last, deleted = first_id(_EPOCH), 0
-        while not self._stop():
-            rows = self._connection.execute(
-                f"SELECT f.inference_id FROM feedback f WHERE {_ORPHAN} "  # noqa: S608
-                f"ORDER BY f.inference_id LIMIT {SLICE_ROWS}",
-                (last, self._first_kept),
-            ).fetchall()
-            if not rows:
+            if not ids:
                 break
-            ids = list({row[0] for row in rows})
-            found = self._connection.execute("DELETE FROM feedback WHERE inference_id = ANY(%s)", (ids,))
-            deleted += found.rowcount
-            last = rows[-1][0]
+            deleted += len(ids)
+            last = max(ids)
         return deleted
 
     def _old_row(self) -> tuple[Any, ...]:
@@ -297,10 +273,7 @@ _ERASED = (
     "i.inference_id < %s AND EXISTS "
     "(SELECT FROM erasure e WHERE e.id = i.erasure AND e.finished_at IS NOT NULL)"
 )
-_ORPHAN = (
-    "f.inference_id > %s AND f.inference_id < %s "
-    "AND NOT EXISTS (SELECT FROM inference i WHERE i.id = f.inference_id)"
-)
+_ORPHAN = "i.inference_id < %s AND NOT EXISTS (SELECT FROM inference n WHERE n.id = i.inference_id)"
 
 
 def _bounds(name: str) -> tuple[Any, Any]:
