@@ -70,15 +70,16 @@ def make_app(
 
     models = Models(engine, routes, authenticator)
     completions = ChatCompletions(inference, authenticator, unread_seconds)
-    app.router.routes += [
+    routed: list[Route | WebSocketRoute] = [
         Route("/v1/chat/completions", completions, methods=["POST"]),
         Route("/v1/embeddings", EmbeddingsEndpoint(inference, authenticator), methods=["POST"]),
         WebSocketRoute("/v1/chat/ws", ChatSocket(inference, authenticator, unread_seconds)),
         Route("/v1/models", models.every),
         Route("/v1/models/{name:path}", models.one),
     ]
+    app.router.routes += routed
     app.add_middleware(Bounded)
-    app.add_middleware(Traced, tracer=tracer or silent())
+    app.add_middleware(Traced, tracer=tracer or silent(), routes={route.path for route in routed})
     return app
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from opentelemetry.trace import SpanKind, StatusCode, Tracer
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from grpc_server.tracing import context_of
 
-_ROUTES = ("/v1/chat/completions", "/v1/chat/ws", "/v1/models")
 _OTHER = "/v1/{path}"
 """What else callers write into a path is theirs, and stays out of a span's name."""
 
 
 class Traced:
-    """The outermost middleware; health, readiness and metrics have no spans."""
+    """The outermost middleware; health, readiness and metrics have no spans.
 
-    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
+    `routes` are the paths that are ours, and may stand in a span's name.
+    """
+
+    def __init__(self, app: ASGIApp, tracer: Tracer, routes: Collection[str]) -> None:
         self._app = app
         self._tracer = tracer
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer inside a span."""
@@ -26,7 +31,7 @@ class Traced:
         if not path.startswith("/v1/"):
             await self._app(scope, receive, send)
             return
-        route = path if path in _ROUTES else _OTHER
+        route = path if path in self._routes else _OTHER
         method = scope.get("method", "GET")  # a WebSocket is opened with GET
         known = method if method in ("GET", "POST") else "_OTHER"
         with self._tracer.start_as_current_span(

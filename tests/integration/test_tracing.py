@@ -225,6 +225,7 @@ async def test_a_call_over_http_is_traced_too(bench: Bench, spans: Spans) -> Non
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client:
         body = {"model": "default", "messages": [{"role": "user", "content": "Hi"}]}
         assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+        assert (await client.post("/v1/embeddings", json={})).status_code == 400
         assert (await client.get("/v1/models/CANARY")).status_code == 404
         assert (await client.request("CANARY", "/v1/CANARY")).status_code == 404
         assert (await client.get("/healthz")).status_code == 200
@@ -233,7 +234,7 @@ async def test_a_call_over_http_is_traced_too(bench: Bench, spans: Spans) -> Non
     assert attributes(request)["http.response.status_code"] == 200
     assert attributes(request)["gen_ai.response.id"] == str(bench.spool.starts[0].id)
     assert parent(spans.one(f"text_completion {BASE}")) == own(request)
-    assert {"GET /v1/{path}", "_OTHER /v1/{path}"} < set(spans.names())
+    assert {"POST /v1/embeddings", "GET /v1/{path}", "_OTHER /v1/{path}"} < set(spans.names())
     assert "CANARY" not in "".join(span.to_json() for span in spans)
 
 
