@@ -29,7 +29,6 @@ from grpc_server.domain.errors import (
     QueueTimeout,
 )
 from grpc_server.domain.fair_queue import FairQueue, NoRoomError
-from grpc_server.domain.rules import estimated_tokens
 from grpc_server.domain.service_times import ServiceTimes
 from grpc_server.domain.types import EmbedRequest, InferenceRequest, Priority
 from grpc_server.tracing import silent, spanning
@@ -62,10 +61,11 @@ class Ask:
     seconds: float | None = None
 
 
-def cost_of(request: InferenceRequest | EmbedRequest) -> float:
-    """About how many tokens `request` takes: those that it has, and all that it may write."""
-    read = estimated_tokens(request)
-    return read if isinstance(request, EmbedRequest) else read + request.sampling.max_tokens
+def cost_of(request: InferenceRequest | EmbedRequest, prompt_tokens: int) -> float:
+    """About how many tokens `request` takes: those of its prompt, and all that it may write."""
+    if isinstance(request, EmbedRequest):
+        return prompt_tokens
+    return prompt_tokens + request.sampling.max_tokens
 
 
 @dataclass(slots=True, eq=False)

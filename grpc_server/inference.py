@@ -25,9 +25,9 @@ from grpc_server.admission import Admission
 from grpc_server.ahead import Ahead
 from grpc_server.domain import rules
 from grpc_server.domain.errors import (
+    ELSEWHERE,
     AgentLoopError,
     Cancelled,
-    EngineFailed,
     EngineUnavailable,
     Exhausted,
     NotFound,
@@ -64,9 +64,6 @@ from grpc_server.uninterrupted import uninterrupted
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-
-ELSEWHERE = (EngineUnavailable, EngineFailed, NotFound)
-"""Failures that another version of the route may not have. What the caller did wrong is wrong everywhere."""
 
 LATE_COUNT_SECONDS = 2.0
 """What an engine gets to count the prompt of an answer that was cut off. It holds that prompt already."""
@@ -226,12 +223,12 @@ class Inference:
         try:
             rules.authorise(running.caller, running.request)
             _check(running.request)
-            prompt = rules.estimated_tokens(running.request)
-            with self._quotas.hold(running.caller, prompt + running.may_write()) as held:
+            running.prompt_tokens = rules.estimated_tokens(running.request)
+            with self._quotas.hold(running.caller, running.prompt_tokens + running.may_write()) as held:
                 try:
                     return await self._within_limit(running, target, work)
                 finally:
-                    held.used = running.tokens_used(prompt)
+                    held.used = running.tokens_used()
         except AgentLoopError as error:
             if isinstance(error, PromptTooLong):
                 error.field = _prompt_field(running.request)

@@ -43,9 +43,10 @@ DEADLINE_SLACK_SECONDS = 0.05
 class Running:
     """One request on its way, and what is known of its answer so far. Times are `monotonic` seconds.
 
-    `answers` is false where tokens are only counted, or vectors made. `stopped` is the error that ends it
-    from outside: a shutdown, or a cancellation by its id. `asked` is who is to answer, after those that
-    `failed`; `announced` is whether the caller has been told. `ahead` is the first one's stream.
+    `prompt_tokens` is an estimate. `answers` is false where tokens are only counted, or vectors made.
+    `stopped` is the error that ends it from outside: a shutdown, or a cancellation by its id. `asked` is who
+    is to answer, after those that `failed`; `announced` is whether the caller has been told. `ahead` is the
+    first one's stream.
     """
 
     caller: Caller
@@ -55,6 +56,7 @@ class Running:
     started_at: datetime
     arrived: float
     priority: Priority = Priority.INTERACTIVE
+    prompt_tokens: int = 0
     answers: bool = True
     place: Place | None = None
     limit: asyncio.Timeout | None = None
@@ -124,7 +126,7 @@ class Running:
 
         What does not answer does not take as long as answers of the version do: no version is named for it.
         """
-        caller, cost = ("", 0.0) if shadow else (self.caller.name, cost_of(self.request))
+        caller, cost = ("", 0.0) if shadow else (self.caller.name, cost_of(self.request, self.prompt_tokens))
         if not self.answers or isinstance(self.request, EmbedRequest):
             return Ask(caller, self.priority, cost, seconds=self.seconds)
         return Ask(caller, self.priority, cost, model_version, self.request.sampling.max_tokens, self.seconds)
@@ -140,11 +142,11 @@ class Running:
             return 0
         return self.request.sampling.max_tokens
 
-    def tokens_used(self, prompt: int) -> int:
-        """What counts for the caller's quota; `prompt` is what was read, where the engine has not told."""
+    def tokens_used(self) -> int:
+        """What counts for the caller's quota: its prompt as estimated, where the engine has not told."""
         if self.answers:
             usage = self.usage()
-            return (usage.input_tokens or prompt) + usage.output_tokens if self.accepted else 0
+            return (usage.input_tokens or self.prompt_tokens) + usage.output_tokens if self.accepted else 0
         return self.place.tokens if self.place is not None else 0
 
     def finish_reason(self) -> FinishReason | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from grpc_server.adapters.pool_host import Host, Standing
-from grpc_server.domain.errors import AgentLoopError, EngineFailed, EngineUnavailable, NotFound
+from grpc_server.domain.errors import ELSEWHERE, AgentLoopError, EngineUnavailable, NotFound
 from grpc_server.domain.ports import Engine, Finished, Generation, Piece
 from grpc_server.domain.types import Embeddings, InstallProgress, ModelDetails, ModelVersion
 
@@ -27,9 +27,6 @@ CHECK_LIMIT_SECONDS = 5.0
 """A host whose list of models takes longer has failed its check."""
 EJECTED_SHARE = 0.5
 """At most this share of the hosts is ejected at once: if all fail, it is not the hosts."""
-
-ELSEWHERE = (EngineUnavailable, EngineFailed, NotFound)
-"""What another host may do better."""
 
 Result = TypeVar("Result")
 

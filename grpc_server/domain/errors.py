@@ -174,3 +174,7 @@ class ShuttingDown(Unavailable):
 
 class EngineFailed(AgentLoopError):
     """The engine answered nonsense."""
+
+
+ELSEWHERE = (EngineUnavailable, EngineFailed, NotFound)
+"""What another version, or another engine, may do better. A caller's mistake is wrong everywhere."""

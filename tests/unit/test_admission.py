@@ -16,6 +16,7 @@ from grpc_server.domain.errors import (
     QueueFull,
     QueueTimeout,
 )
+from grpc_server.domain.rules import estimated_tokens
 from grpc_server.domain.types import ChatRequest, Message, Priority, Role, Sampling, Tool
 from tests.fakes import FakeClock
 
@@ -238,7 +239,7 @@ async def test_without_a_floor_nobody_looks_at_the_memory() -> None:
 def test_the_cost_of_a_request_is_what_it_says_and_what_it_may_write() -> None:
     tool = Tool("t", "d" * 40, {})
     request = ChatRequest((Message(Role.USER, "x" * 400),), tools=(tool,), sampling=Sampling(max_tokens=7))
-    assert cost_of(request) == 117
+    assert cost_of(request, estimated_tokens(request)) == 117
 
 
 async def _hold(admission: Admission, ask: Ask | None = None) -> None:
