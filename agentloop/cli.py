@@ -12,6 +12,19 @@ import typer
 
 from agentloop import cli_chat, cli_inference, cli_log, cli_models, cli_route, cli_top, wire
 from agentloop.cli_events import json_file, print_events, read_tools
+from agentloop.cli_options import (
+    AliasOption,
+    EventsOption,
+    MaxTokensOption,
+    SessionOption,
+    StopOption,
+    SystemOption,
+    TemperatureOption,
+    TimeoutOption,
+    TopKOption,
+    TopPOption,
+    VersionOption,
+)
 from agentloop.cli_session import EXIT_CODES, FAILED, JsonOption, Session, print_json, session
 from agentloop.types import Message, Sampling, ToolCall
 
@@ -70,7 +83,7 @@ def connect(
 def infer(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="What to ask; `-`, or nothing: standard input.")] = "-",
-    system: Annotated[str, typer.Option(help="Instructions that come before it.")] = "",
+    system: SystemOption = "",
     tools: Annotated[
         Path | None,
         typer.Option(help="JSON list of tools: name, description, parameters (OpenAI's form too)."),
@@ -79,17 +92,17 @@ def infer(
         Literal["auto", "none", "required"], typer.Option(help="Whether a tool is called.")
     ] = "auto",
     schema: Annotated[Path | None, typer.Option(help="JSON Schema that the answer is held to.")] = None,
-    alias: Annotated[str, typer.Option(help="The name of the model to ask.")] = "default",
-    model_version: Annotated[str, typer.Option(help="One model version; needs the scope admin.")] = "",
-    session_id: Annotated[str, typer.Option("--session", help="The conversation this belongs to.")] = "",
-    temperature: Annotated[float | None, typer.Option(help="0 (greedy) to 2.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Above 0 to 1.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="1 to 1000.", min=0)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="1 to 8192.", min=0)] = None,
+    alias: AliasOption = "default",
+    model_version: VersionOption = "",
+    session_id: SessionOption = "",
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    max_tokens: MaxTokensOption = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same answer, at temperature 0.", min=0)] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds.", min=0.001)] = 300,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+    stop: StopOption = None,
+    timeout: TimeoutOption = 300,
+    as_json: EventsOption = False,
     whole: Annotated[bool, typer.Option("--whole", help="Print the answer as one JSON object.")] = False,
 ) -> None:
     """Ask, and stream the answer. Standard error names the inference, for `agent-loop feedback`."""
@@ -154,7 +167,7 @@ def feedback(
 def health(
     context: typer.Context,
     service: Annotated[str, typer.Argument(help="Full name of a gRPC service; none: the whole server.")] = "",
-    timeout: Annotated[float, typer.Option(help="Seconds.", min=0.001)] = 5,
+    timeout: TimeoutOption = 5,
     as_json: JsonOption = False,
 ) -> None:
     """Ask whether the server serves: exit code 0 only if it does. Needs no token."""

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from agentloop.cli_options import AliasOption, TemperatureOption, VersionOption
 from agentloop.cli_session import printable, session
 from agentloop.errors import InvalidArgument, PermissionDenied, RpcError, Unauthenticated
 from agentloop.sync_client import Client
@@ -107,9 +108,9 @@ class Conversation:
 def chat(
     context: typer.Context,
     system: Annotated[str, typer.Option(help="Instructions that come before what is said.")] = "",
-    alias: Annotated[str, typer.Option(help="The name of the model to ask.")] = "default",
-    model_version: Annotated[str, typer.Option(help="One model version; needs the scope admin.")] = "",
-    temperature: Annotated[float | None, typer.Option(help="0 (greedy) to 2.")] = None,
+    alias: AliasOption = "default",
+    model_version: VersionOption = "",
+    temperature: TemperatureOption = None,
     max_tokens: Annotated[int | None, typer.Option(help="Of each answer, 1 to 8192.", min=0)] = None,
     timeout: Annotated[float, typer.Option(help="Seconds, of each answer.", min=0.001)] = 300,
 ) -> None:

@@ -10,11 +10,22 @@ from typing import Annotated
 import typer
 
 from agentloop.cli_events import json_file, print_events, read_tools
+from agentloop.cli_options import (
+    AliasOption,
+    EventsOption,
+    MaxTokensOption,
+    SessionOption,
+    StopOption,
+    SystemOption,
+    TemperatureOption,
+    TimeoutOption,
+    TopKOption,
+    TopPOption,
+    VersionOption,
+)
 from agentloop.cli_session import JsonOption, print_json, session
 from agentloop.types import Message, Sampling
 
-AliasOption = Annotated[str, typer.Option(help="The name of the model to ask.")]
-VersionOption = Annotated[str, typer.Option(help="One model version; needs the scope admin.")]
 PromptArgument = Annotated[str, typer.Argument(help="The text; `-`, or nothing: standard input.")]
 
 
@@ -24,15 +35,15 @@ def generate(
     schema: Annotated[Path | None, typer.Option(help="JSON Schema that the text is held to.")] = None,
     alias: AliasOption = "default",
     model_version: VersionOption = "",
-    session_id: Annotated[str, typer.Option("--session", help="The conversation this belongs to.")] = "",
-    temperature: Annotated[float | None, typer.Option(help="0 (greedy) to 2.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Above 0 to 1.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="1 to 1000.", min=0)] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="1 to 8192.", min=0)] = None,
+    session_id: SessionOption = "",
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    max_tokens: MaxTokensOption = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same text, at temperature 0.", min=0)] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds.", min=0.001)] = 300,
-    as_json: Annotated[bool, typer.Option("--json", help="Print each event as a line of JSON.")] = False,
+    stop: StopOption = None,
+    timeout: TimeoutOption = 300,
+    as_json: EventsOption = False,
 ) -> None:
     """Go on from a raw prompt, without turns or tools."""
     form = json_file(schema, dict) if schema else None
@@ -53,7 +64,7 @@ def count_tokens(
     context: typer.Context,
     prompt: PromptArgument = "-",
     raw: Annotated[bool, typer.Option("--raw", help="A raw prompt, and not what a user says.")] = False,
-    system: Annotated[str, typer.Option(help="Instructions that come before it.")] = "",
+    system: SystemOption = "",
     tools: Annotated[Path | None, typer.Option(help="JSON list of tools that are offered.")] = None,
     alias: AliasOption = "default",
     model_version: VersionOption = "",
@@ -82,7 +93,7 @@ def embed(
     ] = None,
     alias: AliasOption = "default",
     model_version: VersionOption = "",
-    timeout: Annotated[float, typer.Option(help="Seconds.", min=0.001)] = 60,
+    timeout: TimeoutOption = 60,
 ) -> None:
     """Turn texts into vectors; prints one JSON object, the vectors in the order of the texts."""
     given = texts or [line for line in sys.stdin.read().splitlines() if line]
