@@ -22,8 +22,3 @@ def on(cores: frozenset[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def told() -> str:
-    """For the reader of the figures."""
-    return f"servers on cores {sorted(SERVERS)}, engine on {sorted(OTHERS)}"
