@@ -64,6 +64,9 @@ $(BASE): | install
 serve: install $(BASE) ## run the server on 127.0.0.1:50051 (gRPC) and 127.0.0.1:8080 (HTTP)
 	$(BIN)/python -m grpc_server serve --migrate
 
+prepare: install $(BASE) ## do now what the first night would do once: convert the base for training
+	$(BIN)/python -m training prepare
+
 dag: install ## run the nightly DAG once, now, against the server that runs
 	$(BIN)/python scripts/night.py
 
@@ -95,4 +98,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama serve dag rollout rollback wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama serve prepare dag rollout rollback wheel proto bench ci clean clean-state

@@ -16,6 +16,6 @@ if [[ "$AGENTLOOP_ENGINE" == ollama ]]; then
   AGENTLOOP_OLLAMA_BIN="$(scripts/ollama.sh | tail -1)"
   export AGENTLOOP_OLLAMA_BIN
 fi
-export AGENTLOOP_DEMO_INSTALL="make install"
+export AGENTLOOP_DEMO_INSTALL="make install prepare"
 export AGENTLOOP_DEMO_NIGHT_PYTHON=.venv/bin/python
 exec .venv-serving/bin/python -m demo

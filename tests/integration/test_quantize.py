@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from gguf import GGUFReader
+from typer.testing import CliRunner
 
 from training import base, cycle, quantize
+from training.__main__ import app
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +117,24 @@ def test_a_base_that_is_not_there_or_not_a_gguf_is_named_with_the_remedy(tmp_pat
     with pytest.raises(base.BaseModelError, match=r"transformers cannot read .*broken\.gguf"):
         base.hugging_face_folder(tmp_path / "broken.gguf", tmp_path)
     assert not any((tmp_path / "cache").rglob("config.json"))
+
+
+def test_the_base_can_be_prepared_before_the_first_night(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = tmp_path / "base.gguf"
+    gguf.write_bytes(b"GGUF")
+    monkeypatch.setattr(base, "_convert", lambda gguf, folder: (folder / "config.json").write_text("{}"))
+    told = CliRunner().invoke(
+        app, ["prepare", "--state-dir", str(tmp_path), "--base-gguf", str(gguf), "--json"]
+    )
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    assert Path(found["base"]) == tmp_path / "cache" / "hf" / cycle.sha256(gguf)
+    assert found["compute_dtype"] in ("torch.bfloat16", "torch.float32")
+    assert (tmp_path / "cache" / "compute.json").is_file()
+    told = CliRunner().invoke(app, ["prepare", "--base-gguf", str(tmp_path / "none.gguf")])
+    assert told.exit_code == 1 and "AGENTLOOP_BASE_GGUF" in told.stderr
 
 
 def test_what_a_killed_conversion_of_the_base_left_is_removed_by_the_next(
