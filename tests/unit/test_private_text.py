@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from grpc_server.adapters.redaction_child import Finder
+from grpc_server.guard.private_text import Finder
 
 FINDER = Finder()
 
