@@ -470,7 +470,8 @@ def _base(settings: Settings) -> str:
 @contextlib.contextmanager
 def _announced(path: Path, running: Running) -> Iterator[None]:
     """`server.json`, for those who look for a server's addresses, while it runs."""
-    content = {"grpc_address": running.grpc_address, "http_address": running.http_address, "pid": os.getpid()}
+    addresses = {"grpc_address": running.grpc_address, "http_address": running.http_address}
+    content = {**addresses, **running.urls(), "pid": os.getpid()}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
     partial.replace(path)

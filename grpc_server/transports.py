@@ -75,10 +75,19 @@ OPTIONS: list[tuple[str, Any]] = [
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that takes calls."""
+    """A server that takes calls; over TLS on both addresses, or on neither."""
 
     grpc_address: str
     http_address: str
+    tls: bool = False
+
+    def urls(self) -> dict[str, str]:
+        """Where it is, by protocol: for the client (AGENTLOOP_SERVER), and for what speaks HTTP."""
+        secure = "s" if self.tls else ""
+        return {
+            "grpc_url": f"grpc{secure}://{self.grpc_address}",
+            "http_url": f"http{secure}://{self.http_address}",
+        }
 
 
 @contextlib.asynccontextmanager
@@ -162,7 +171,7 @@ async def listen(
             await inference.drain(settings.grace_seconds)
 
         stack.push_async_callback(close)
-        yield Running(grpc_address, http_address)
+        yield Running(grpc_address, http_address, certificates is not None)
 
 
 def refuse_plaintext(settings: Settings) -> None:

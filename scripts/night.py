@@ -213,8 +213,8 @@ def server_environment(state_dir: Path, environment: Mapping[str, str]) -> dict[
     try:
         server = json.loads((state_dir / "server.json").read_text(encoding="utf-8"))
         found = {
-            "AGENTLOOP_SERVER": str(server["grpc_address"]),
-            "AGENTLOOP_METRICS_URL": f"http://{server['http_address']}/metrics",
+            "AGENTLOOP_SERVER": str(server["grpc_url"]),
+            "AGENTLOOP_METRICS_URL": f"{server['http_url']}/metrics",
         }
     except (OSError, ValueError, KeyError, TypeError):
         return {}

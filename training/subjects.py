@@ -64,7 +64,7 @@ def _address(place: Place) -> str | None:
     written = place.state_dir / "server.json"
     if place.server or os.environ.get("AGENTLOOP_SERVER") or not written.is_file():
         return place.server
-    return str(cycle.read_json(written)["grpc_address"])
+    return str(cycle.read_json(written)["grpc_url"])
 
 
 def subjects(

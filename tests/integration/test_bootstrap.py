@@ -84,6 +84,8 @@ async def test_what_is_answered_is_stored_and_its_addresses_are_told_while_it_ru
         assert announced == {
             "grpc_address": running.grpc_address,
             "http_address": running.http_address,
+            "grpc_url": f"grpc://{running.grpc_address}",
+            "http_url": f"http://{running.http_address}",
             "pid": os.getpid(),
         }
         await ask(running.grpc_address)

@@ -275,7 +275,7 @@ async def test_the_champion_is_who_serves_by_default(place: Place, tmp_path: Pat
             token="al_read",
         )
         assert await serving(live) == ("gemma-3-270m:base", "0" * 64)
-        cycle.write_json(place.state_dir / "server.json", {"grpc_address": bench.running.grpc_address})
+        cycle.write_json(place.state_dir / "server.json", bench.running.urls())
         by_state = Place(place.state_dir, place.cycles_dir, place.base_gguf, token="al_read")
         assert await serving(by_state) == ("gemma-3-270m:base", "0" * 64)
 

@@ -297,6 +297,8 @@ def test_it_tells_its_addresses_and_is_ready(live_server: LiveServer) -> None:
     assert announced == {
         "grpc_address": live_server.grpc_address,
         "http_address": live_server.http_address,
+        "grpc_url": f"grpc://{live_server.grpc_address}",
+        "http_url": f"http://{live_server.http_address}",
         "pid": live_server.process.pid,
     }
     ready = httpx.get(f"http://{live_server.http_address}/readyz", trust_env=False)

@@ -92,7 +92,7 @@ async def http_answers(bench: Bench, pair: Pair | None = None, ca: bytes = OURS.
         context.load_cert_chain(*paths)
     try:
         async with httpx.AsyncClient(trust_env=False, verify=context) as client:
-            return (await client.get(f"https://{bench.running.http_address}/healthz")).status_code == 200
+            return (await client.get(f"{bench.running.urls()['http_url']}/healthz")).status_code == 200
     except httpx.TransportError:
         return False
 
@@ -294,6 +294,6 @@ async def test_the_client_shows_its_certificate(
     with pytest.raises(ConfigurationError, match="need each other"):
         AsyncClient("grpcs://127.0.0.1:1", token="al_read")
     monkeypatch.setenv("AGENTLOOP_CLIENT_KEY_FILE", str(key))
-    address = f"grpcs://{mutual.running.grpc_address}"
+    address = mutual.running.urls()["grpc_url"]
     async with AsyncClient(address, token="al_read", ca_file=ca) as client:
         assert await client.list_models()

@@ -104,11 +104,11 @@ def test_airflow_tells_nobody_and_keeps_its_files_in_the_state_folder(
 def test_a_server_on_a_port_of_its_own_is_found_by_what_it_announced(
     night: ModuleType, tmp_path: Path
 ) -> None:
-    announced = {"grpc_address": "127.0.0.1:4001", "http_address": "127.0.0.1:4002", "pid": 1}
+    announced = {"grpc_url": "grpcs://127.0.0.1:4001", "http_url": "https://127.0.0.1:4002", "pid": 1}
     (tmp_path / "server.json").write_text(json.dumps(announced))
     assert night.server_environment(tmp_path, {"AGENTLOOP_TOKEN": "al_x"}) == {
-        "AGENTLOOP_SERVER": "127.0.0.1:4001",
-        "AGENTLOOP_METRICS_URL": "http://127.0.0.1:4002/metrics",
+        "AGENTLOOP_SERVER": "grpcs://127.0.0.1:4001",
+        "AGENTLOOP_METRICS_URL": "https://127.0.0.1:4002/metrics",
     }
     given = {"AGENTLOOP_TOKEN": "al_x", "AGENTLOOP_SERVER": "elsewhere:1"}
     assert "AGENTLOOP_SERVER" not in night.server_environment(tmp_path, given)
