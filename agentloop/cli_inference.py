@@ -107,7 +107,7 @@ def cancel(
     inference_id: Annotated[str, typer.Argument(help="The inference that shall end.")],
     as_json: JsonOption = False,
 ) -> None:
-    """End a running inference of yours, of the server that is asked."""
+    """End a running inference of yours, on whichever server it runs."""
     with session(context).client(as_json=as_json) as client:
         client.cancel(inference_id)
     if as_json:

@@ -271,7 +271,11 @@ class AsyncClient:
         return wire.embeddings_from_proto(await self._call(self._inference.Embed, request, timeout_s))
 
     async def cancel(self, inference_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> None:
-        """End a running inference of one's own. Raises NotFound if it has ended, or is another caller's."""
+        """End a running inference of one's own, on whichever server it runs.
+
+        Raises NotFound if it has ended, or is another caller's; Unavailable if the server that is asked does
+        not run it, and those that share its log could not be asked.
+        """
         request = inference_pb2.CancelInferenceRequest(inference_id=inference_id)
         await self._call(self._inference.CancelInference, request, timeout_s, safe=False)
 

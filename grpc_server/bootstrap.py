@@ -29,7 +29,8 @@ from grpc_server.adapters.ollama_pool import OllamaPool
 from grpc_server.adapters.ollama_process import OllamaProcess
 from grpc_server.adapters.otlp import tracing
 from grpc_server.adapters.postgres import PostgresStore
-from grpc_server.adapters.postgres_changes import ROUTES, TOKENS, Read, Watch, changes
+from grpc_server.adapters.postgres_cancellations import PostgresCancellations
+from grpc_server.adapters.postgres_changes import CANCELLATIONS, ROUTES, TOKENS, Read, Watch, changes
 from grpc_server.adapters.postgres_reader import PostgresReader
 from grpc_server.adapters.redacting_spool import RedactingSpool, read_key
 from grpc_server.adapters.redaction_process import RedactionProcess
@@ -111,6 +112,10 @@ async def service(
         if routes is None:
             cached = await stack.enter_async_context(_reading(_routes(settings, store)))
             routes, watched[ROUTES] = cached, cached.changed_elsewhere
+        elsewhere = None
+        if isinstance(store, PostgresStore):
+            elsewhere = PostgresCancellations(store, settings.server_id)
+            watched[CANCELLATIONS] = elsewhere.look
         if watched:
             watch = Watch(lambda: changes(store.dsn), watched)
             await stack.enter_async_context(in_background(watch.run(), "changes elsewhere"))
@@ -131,9 +136,12 @@ async def service(
                 memory_floor=settings.memory_floor,
                 tracer=tracer,
             ),
+            elsewhere=elsewhere,
             server_id=settings.server_id,
             default_deadline_seconds=settings.default_deadline_seconds,
         )
+        if elsewhere is not None:
+            elsewhere.end_here = inference.end_here
         audit = Audit(store, settings.server_id)
         await stack.enter_async_context(audit.running())
         if reader is None:

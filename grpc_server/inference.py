@@ -35,7 +35,7 @@ from grpc_server.domain.errors import (
     ShuttingDown,
 )
 from grpc_server.domain.plain import request_to_plain
-from grpc_server.domain.ports import Engine, Finished, Generation, Observer, Piece, Routes, Spool
+from grpc_server.domain.ports import Elsewhere, Engine, Finished, Generation, Observer, Piece, Routes, Spool
 from grpc_server.domain.types import (
     Caller,
     ChatEvent,
@@ -81,6 +81,7 @@ class Inference:
         *,
         admission: Admission | None = None,
         quotas: Quotas | None = None,
+        elsewhere: Elsewhere | None = None,
         server_id: str = "server",
         default_deadline_seconds: float = 300,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -90,6 +91,7 @@ class Inference:
     ) -> None:
         self.admission = admission or Admission(engine.parallel)
         self._quotas = quotas or Quotas(monotonic=monotonic)
+        self._elsewhere = elsewhere
         self._engine = engine
         self._spool = spool
         self._routes = routes
@@ -183,16 +185,26 @@ class Inference:
 
         return await self._guarded(running, target, embed)
 
-    def cancel(self, caller: Caller, inference_id: UUID) -> None:
-        """End a running inference of this server with Cancelled: the caller's own by name, an admin's any.
+    async def cancel(self, caller: Caller, inference_id: UUID) -> None:
+        """End an inference with Cancelled, on whichever server: the caller's own by name, an admin's any.
 
         Raises:
             NotFound: for every other id, with the same text.
+            Unavailable, Exhausted: it does not run here, and that it runs nowhere cannot be told.
         """
+        name = None if caller.may(Scope.ADMIN) else caller.name
+        if self.end_here(inference_id, name):
+            return
+        if self._elsewhere is None or not await self._elsewhere.cancel(inference_id, name):
+            raise NotFound(f"no inference {inference_id} of yours is running")
+
+    def end_here(self, inference_id: UUID, caller: str | None) -> bool:
+        """End it if it runs on this server, and is of that caller (None: of anybody); whether it was so."""
         running = self._accepted.get(inference_id)
-        if running is None or not (running.caller.name == caller.name or caller.may(Scope.ADMIN)):
-            raise NotFound(f"no inference {inference_id} of yours is running on this server")
+        if running is None or caller not in (None, running.caller.name):
+            return False
         running.stop(Cancelled("the inference was cancelled by its id"))
+        return True
 
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new requests, let those that run finish, and end the rest when the grace period is over."""

@@ -107,9 +107,11 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelInference(self, request, context):
-        """CancelInference ends a running inference of this server: its stream ends with CANCELLED, and so it is logged.
-        Needs the scope `infer`, and the name of the caller who asked for it, or the scope `admin`. NOT_FOUND for any
-        other id, and for one that has ended.
+        """CancelInference ends a running inference, on whichever of the servers that share a log it runs: its stream ends
+        with CANCELLED, and so it is logged. Needs the scope `infer`, and the name of the caller who asked for it, or the
+        scope `admin`. NOT_FOUND for any other id, and for one that has ended; takes up to a second where this server does
+        not run it. UNAVAILABLE where it does not run here and the others could not be asked, or the one that runs it did
+        not answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -64,9 +64,11 @@ class InferenceServiceStub:
     to learn from. FAILED_PRECONDITION where the engine makes no vectors with the model version.
     """
     CancelInference: _grpc.UnaryUnaryMultiCallable[_inference_pb2.CancelInferenceRequest, _inference_pb2.CancelInferenceResponse]
-    """CancelInference ends a running inference of this server: its stream ends with CANCELLED, and so it is logged.
-    Needs the scope `infer`, and the name of the caller who asked for it, or the scope `admin`. NOT_FOUND for any
-    other id, and for one that has ended.
+    """CancelInference ends a running inference, on whichever of the servers that share a log it runs: its stream ends
+    with CANCELLED, and so it is logged. Needs the scope `infer`, and the name of the caller who asked for it, or the
+    scope `admin`. NOT_FOUND for any other id, and for one that has ended; takes up to a second where this server does
+    not run it. UNAVAILABLE where it does not run here and the others could not be asked, or the one that runs it did
+    not answer.
     """
 
 @_typing.type_check_only
@@ -99,9 +101,11 @@ class InferenceServiceAsyncStub(InferenceServiceStub):
     to learn from. FAILED_PRECONDITION where the engine makes no vectors with the model version.
     """
     CancelInference: _aio.UnaryUnaryMultiCallable[_inference_pb2.CancelInferenceRequest, _inference_pb2.CancelInferenceResponse]  # type: ignore[assignment]
-    """CancelInference ends a running inference of this server: its stream ends with CANCELLED, and so it is logged.
-    Needs the scope `infer`, and the name of the caller who asked for it, or the scope `admin`. NOT_FOUND for any
-    other id, and for one that has ended.
+    """CancelInference ends a running inference, on whichever of the servers that share a log it runs: its stream ends
+    with CANCELLED, and so it is logged. Needs the scope `infer`, and the name of the caller who asked for it, or the
+    scope `admin`. NOT_FOUND for any other id, and for one that has ended; takes up to a second where this server does
+    not run it. UNAVAILABLE where it does not run here and the others could not be asked, or the one that runs it did
+    not answer.
     """
 
 class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -161,9 +165,11 @@ class InferenceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inference_pb2.CancelInferenceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inference_pb2.CancelInferenceResponse, _abc.Awaitable[_inference_pb2.CancelInferenceResponse]]:
-        """CancelInference ends a running inference of this server: its stream ends with CANCELLED, and so it is logged.
-        Needs the scope `infer`, and the name of the caller who asked for it, or the scope `admin`. NOT_FOUND for any
-        other id, and for one that has ended.
+        """CancelInference ends a running inference, on whichever of the servers that share a log it runs: its stream ends
+        with CANCELLED, and so it is logged. Needs the scope `infer`, and the name of the caller who asked for it, or the
+        scope `admin`. NOT_FOUND for any other id, and for one that has ended; takes up to a second where this server does
+        not run it. UNAVAILABLE where it does not run here and the others could not be asked, or the one that runs it did
+        not answer.
         """
 
 def add_InferenceServiceServicer_to_server(servicer: InferenceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

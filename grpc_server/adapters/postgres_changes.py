@@ -1,7 +1,8 @@
 """What changed in the database elsewhere, told at once: LISTEN on a connection of its own.
 
-It only makes known sooner what is read every few seconds anyway (`last_known`), so it may fail: behind a
-pooler that gives each transaction another connection (PgBouncer's `transaction`) no notice ever arrives.
+Of routes and tokens it only makes known sooner what is read every few seconds anyway (`last_known`), so it
+may fail: behind a pooler that gives each transaction another connection (PgBouncer's `transaction`) no notice
+ever arrives. Then no server hears what another is asked to cancel, and who asks is told so.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from grpc_server.domain.errors import StoreUnavailable
 
 ROUTES = "route"
 TOKENS = "api_token"
-TABLES = (ROUTES, TOKENS)
-"""What notices name (migration 0003)."""
+CANCELLATIONS = "cancellation"
+TABLES = (ROUTES, TOKENS, CANCELLATIONS)
+"""What notices name (migrations 0003, 0010)."""
 
 APPLICATION = "agentloop changes"
 """How the connection is called in `pg_stat_activity`."""

@@ -186,6 +186,17 @@ class Observer(Protocol):
         """Texts were turned into vectors."""
 
 
+class Elsewhere(Protocol):
+    """The other servers that share this one's log."""
+
+    async def cancel(self, inference_id: UUID, caller: str | None) -> bool:
+        """Have whichever runs it end it, if it is of `caller` (None: anybody's); False if none runs it.
+
+        Takes about a second at most. Raises Unavailable where that cannot be known: the database is down, or
+        the server that runs it does not answer; Exhausted where too many wait already.
+        """
+
+
 class LogReader(Protocol):
     """The stored log, read back. Raises StoreUnavailable."""
 

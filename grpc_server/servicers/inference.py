@@ -107,7 +107,7 @@ class InferenceServicer(rpc.InferenceServiceServicer):
     ) -> pb.CancelInferenceResponse:
         """Tell a running inference to end."""
         del context
-        self._inference.cancel(caller(), messages.uuid("inference_id", request.inference_id))
+        await self._inference.cancel(caller(), messages.uuid("inference_id", request.inference_id))
         return pb.CancelInferenceResponse()
 
 

@@ -7,7 +7,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from grpc_server.domain.errors import Cancelled, DeadlineExceeded, EngineUnavailable, NotFound
+from grpc_server.domain.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    EngineUnavailable,
+    NotFound,
+    StoreUnavailable,
+)
 from grpc_server.domain.types import Caller, Scope, Started, Status, Usage
 from tests.fakes import FakeEngine
 from tests.unit.test_inference import ADMIN, CALLER, Bench, ask
@@ -120,7 +126,7 @@ async def test_at_a_shutdown_nothing_is_counted_any_more() -> None:
 async def test_an_inference_is_cancelled_by_its_callers_name_and_by_administrators(who: Caller) -> None:
     bench = Bench(held())
     task = await begun(bench)
-    bench.pipeline.cancel(who, identity(bench))
+    await bench.pipeline.cancel(who, identity(bench))
     with pytest.raises(Cancelled) as cancelled:
         await task
     assert cancelled.value.ended == bench.end()
@@ -136,7 +142,7 @@ async def test_nobody_can_tell_another_callers_inference_from_one_that_is_not_th
     texts = set()
     for wanted in (identity(bench), uuid4()):
         with pytest.raises(NotFound) as unknown:
-            bench.pipeline.cancel(other, wanted)
+            await bench.pipeline.cancel(other, wanted)
         texts.add(str(unknown.value).replace(str(wanted), "…"))
     assert len(texts) == 1
     assert bench.engine.hold is not None
@@ -149,15 +155,15 @@ async def test_what_has_ended_cannot_be_cancelled_and_nothing_is_kept_of_it() ->
     bench = Bench()
     await bench.chat()
     with pytest.raises(NotFound):
-        bench.pipeline.cancel(CALLER, identity(bench))
+        await bench.pipeline.cancel(CALLER, identity(bench))
     assert bench.pipeline._accepted == {}
 
 
 async def test_cancelling_twice_is_cancelling_once() -> None:
     bench = Bench(held())
     task = await begun(bench)
-    bench.pipeline.cancel(CALLER, identity(bench))
-    bench.pipeline.cancel(CALLER, identity(bench))
+    await bench.pipeline.cancel(CALLER, identity(bench))
+    await bench.pipeline.cancel(CALLER, identity(bench))
     with pytest.raises(Cancelled):
         await task
     assert len(bench.spool.ends) == 1
@@ -169,10 +175,49 @@ async def test_cancelling_one_of_two_leaves_the_other_alone() -> None:
     second = asyncio.create_task(bench.chat(ask("another")))
     while len(bench.spool.starts) < 2:  # noqa: ASYNC110 (a fake tells nobody)
         await asyncio.sleep(0)
-    bench.pipeline.cancel(CALLER, bench.spool.starts[0].id)
+    await bench.pipeline.cancel(CALLER, bench.spool.starts[0].id)
     with pytest.raises(Cancelled):
         await first
     assert bench.engine.hold is not None
     bench.engine.hold.set()
     await second
     assert [end.status for end in bench.spool.ends] == [Status.CANCELLED, Status.OK]
+
+
+class Others:
+    """Servers that run `theirs`; keeps what they were asked for. `error` is what to ask them ends with."""
+
+    def __init__(self, *theirs: UUID, error: Exception | None = None) -> None:
+        self.theirs = set(theirs)
+        self.asked: list[tuple[UUID, str | None]] = []
+        self.error = error
+
+    async def cancel(self, inference_id: UUID, caller: str | None) -> bool:
+        self.asked.append((inference_id, caller))
+        if self.error is not None:
+            raise self.error
+        return inference_id in self.theirs
+
+
+async def test_what_does_not_run_here_is_asked_of_the_other_servers_in_the_callers_name() -> None:
+    theirs, nobodys = uuid4(), uuid4()
+    others = Others(theirs)
+    bench = Bench()
+    bench.pipeline._elsewhere = others
+    await bench.pipeline.cancel(CALLER, theirs)
+    await bench.pipeline.cancel(ADMIN, theirs)
+    with pytest.raises(NotFound, match=str(nobodys)):
+        await bench.pipeline.cancel(CALLER, nobodys)
+    assert others.asked == [(theirs, CALLER.name), (theirs, None), (nobodys, CALLER.name)]
+
+
+async def test_what_runs_here_is_cancelled_though_nobody_else_can_be_reached() -> None:
+    bench = Bench(held())
+    bench.pipeline._elsewhere = others = Others(error=StoreUnavailable("down"))
+    task = await begun(bench)
+    await bench.pipeline.cancel(CALLER, identity(bench))
+    with pytest.raises(Cancelled):
+        await task
+    assert others.asked == []
+    with pytest.raises(StoreUnavailable):
+        await bench.pipeline.cancel(CALLER, uuid4())
