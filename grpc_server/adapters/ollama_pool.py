@@ -1,7 +1,8 @@
 """Several Ollamas as one engine: each request goes to the one with the most room that has its model version.
 
-A host that fails is passed over, for longer each time (`pool_host`); what it failed at before its first
-token, another host answers. What is installed, loaded or removed is so on every host that can be reached.
+A host that fails is passed over, for longer each time (`pool_host`); to write nothing, for anybody and for
+long, is to fail. What a host failed at before its first token, another host answers. What is installed,
+loaded or removed is so on every host that can be reached.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from grpc_server.adapters import pool_host
 from grpc_server.adapters.pool_host import Host, Standing
 from grpc_server.domain.errors import ELSEWHERE, AgentLoopError, EngineUnavailable, NotFound
 from grpc_server.domain.ports import Engine, Finished, Generation, Piece
@@ -25,6 +27,8 @@ from grpc_server.domain.types import Embeddings, InstallProgress, ModelDetails, 
 CHECK_SECONDS = 2.0
 CHECK_LIMIT_SECONDS = 5.0
 """A host whose list of models takes longer has failed its check."""
+STALL_LOOK_SECONDS = 1.0
+"""How soon it is looked again whether what has stalled can be asked of another."""
 EJECTED_SHARE = 0.5
 """At most this share of the hosts is ejected at once: if all fail, it is not the hosts."""
 
@@ -72,11 +76,14 @@ class OllamaPool:
             try:
                 with self._asking(host):
                     async with aclosing(host.engine.generate(generation)) as events:
-                        async for event in events:
+                        event = await self._first(host, events, generation.model_version, tried)
+                        while event is not None:
                             begun = True
+                            host.heard()
                             if isinstance(event, Finished):
                                 host.answered()
                             yield event
+                            event = await anext(events, None)
                 return
             except ELSEWHERE as error:
                 self._blame(host, generation.model_version, error, begun=begun)
@@ -117,7 +124,7 @@ class OllamaPool:
 
     async def show(self, model_version: str) -> ModelDetails:
         """See `Engine.show`."""
-        return await self._call(model_version, lambda engine: engine.show(model_version))
+        return await self._call(model_version, lambda engine: engine.show(model_version), works=False)
 
     async def install(
         self, name: str, path: Path, sha256: str, progress: InstallProgress | None = None
@@ -155,7 +162,48 @@ class OllamaPool:
         await asyncio.gather(*self._checks, return_exceptions=True)
         await asyncio.gather(*(host.engine.close() for host in self.hosts))
 
-    async def _call(self, model_version: str, ask: Callable[[Engine], Awaitable[Result]]) -> Result:
+    async def _first(
+        self,
+        host: Host,
+        events: AsyncGenerator[Piece | Finished, None],
+        model_version: str,
+        tried: Sequence[Host],
+    ) -> Piece | Finished | None:
+        """The first event; None if there is none.
+
+        Raises EngineUnavailable where the host has stalled, once another one that is well can be asked.
+        """
+        loop, asked_at, limit = asyncio.get_running_loop(), host.now(), asyncio.timeout(None)
+        timer = loop.call_later(pool_host.STALLED_SECONDS, lambda: look())
+
+        def look() -> None:
+            nonlocal timer
+            left = pool_host.STALLED_SECONDS - host.silent_seconds(asked_at)
+            others = [one for one in self._having(model_version, tried) if one.standing is Standing.WELL]
+            if left <= 0 and others:
+                limit.reschedule(loop.time())
+            else:
+                timer = loop.call_later(max(left, STALL_LOOK_SECONDS), look)
+
+        try:
+            async with limit:
+                return await anext(events, None)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            silent = f"an Ollama has written nothing for {pool_host.STALLED_SECONDS:g} s"
+            raise EngineUnavailable(f"{silent}; try again") from error
+        except asyncio.CancelledError:
+            if host.is_given_up(asked_at):
+                self._failed(host)
+            raise
+        finally:
+            timer.cancel()
+
+    async def _call(
+        self, model_version: str, ask: Callable[[Engine], Awaitable[Result]], *, works: bool = True
+    ) -> Result:
+        """`works`: whether the host's runner has a hand in it, or it only reads a file."""
         tried: list[Host] = []
         while True:
             host = await self._choose(model_version, tried)
@@ -167,7 +215,9 @@ class OllamaPool:
                 if not self._having(model_version, tried):
                     raise
             else:
-                host.answered()
+                if works:
+                    host.heard()
+                    host.answered()
                 return result
 
     async def _choose(self, model_version: str, tried: list[Host]) -> Host:
@@ -212,8 +262,11 @@ class OllamaPool:
         if isinstance(error, NotFound):
             host.models.pop(model_version, None)  # removed behind our back
         elif not begun or isinstance(error, EngineUnavailable):
-            ejected = sum(other.standing is Standing.EJECTED for other in self.hosts)
-            host.failed(may_be_ejected=ejected + 1 <= len(self.hosts) * EJECTED_SHARE)
+            self._failed(host)
+
+    def _failed(self, host: Host) -> None:
+        ejected = sum(other.standing is Standing.EJECTED for other in self.hosts)
+        host.failed(may_be_ejected=ejected + 1 <= len(self.hosts) * EJECTED_SHARE)
 
     async def _on_all(
         self,
