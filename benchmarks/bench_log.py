@@ -7,14 +7,18 @@ the same rows written by COPY into a table without keys.
 `log_rows_vs_fsync` is the whole way: 64 callers, each with a start and an end that it waits for, one after
 the other, while Postgres stores them, beside the fsyncs per second that the disk allows right before and
 right after. A row is two records: with one fsync for each it could be 0.5 at most, were nothing else to do.
-Redaction is what a record waits for it, in its own process. Retention drops a month of rows that were
-learned: what it costs must not grow with the rows (`make soak` asks that of 10,000,000).
+Redaction is what a record waits for it, in its own process.
+
+Then two logs whose month before last has 100,000 and 1,000,000 rows. ListInferences is asked for pages of
+both in turns, over a socket: of all rows, of a caller, of a model version, of what failed, from a random
+moment downwards, and of a conversation. Retention drops the month, all of it learned and none of it in the
+kernel's memory, as a month is that is old. Neither must grow with the rows (`make soak` asks that of
+10,000,000): `growth` is the larger log's figure in those of the smaller one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import statistics
 import tempfile
@@ -27,15 +31,14 @@ from uuid import UUID
 import psycopg
 from uuid6 import uuid7
 
+from benchmarks.gateway.figures import percentile
+from benchmarks.large_log import filled, forgotten, page_ms, retention_seconds
 from benchmarks.line import Line
-from grpc_server.adapters.learned import Learned
 from grpc_server.adapters.local_postgres import LocalPostgres
-from grpc_server.adapters.partitions import ensure_partitions, month, name_of
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.record_json import record_to_json
 from grpc_server.adapters.redacting_spool import RedactingSpool
 from grpc_server.adapters.redaction_process import RedactionProcess
-from grpc_server.adapters.retention import retain
 from grpc_server.adapters.spool import FileSpool
 from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import (
@@ -55,7 +58,7 @@ APPENDS = 2_000
 ROWS = 10_000
 BATCH = 500
 LOGGED = 4_000
-RETAINED = (100_000, 1_000_000)
+LARGE = (100_000, 1_000_000)
 TEXT = "What is the weather in Oslo? " * 20
 
 
@@ -191,56 +194,14 @@ async def _redaction_ms() -> dict[str, float]:
     return found
 
 
-def month_of_rows(dsn: str, rows: int) -> str:
-    """Fill the month before last with so many rows of about 300 bytes; returns its partition's name."""
-    first = month(datetime.now(UTC), -2)
-    ensure_partitions(dsn, now=first, months=0)
-    low = f"{int(first.timestamp() * 1000):012x}7"
-    with psycopg.connect(dsn) as connection:
-        connection.execute(
-            "INSERT INTO inference (id, server_id, caller, key_id, alias, model_version, target_role, "
-            "session_id, request, status, answer, started_at, ended_at) "
-            "SELECT (%(low)s || lpad(to_hex(n), 19, '0'))::uuid, 'bench', 'caller ' || n %% 20, 'k', "
-            "'default', 'm:1', 'stable', 's' || n / 10, %(request)s::json, 'ok', %(answer)s::json, "
-            "%(at)s, %(at)s FROM generate_series(1, %(rows)s) AS n",
-            {
-                "low": low,
-                "request": json.dumps({"messages": [{"role": "user", "content": "Oslo? " * 10}]}),
-                "answer": json.dumps({"role": "assistant", "content": "It rains."}),
-                "at": first,
-                "rows": rows,
-            },
-        )
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(f"ANALYZE {name_of(first)}")
-    return name_of(first)
-
-
-def retention_seconds(dsn: str, rows: int) -> float:
-    """What it takes to drop a month of so many rows, all learned."""
-    name = month_of_rows(dsn, rows)
-    with psycopg.connect(dsn) as connection:
-        told = connection.execute(
-            "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint, system_identifier::text, "
-            "(SELECT oid::text FROM pg_database WHERE datname = current_database()) FROM pg_control_system()"
-        ).fetchone()
-    assert told is not None
-    started = time.perf_counter()
-    done = retain(dsn, 1, Learned(*told))
-    seconds = time.perf_counter() - started
-    assert [(one.name, one.reason) for one in done.months] == [(name, "")]
-    return seconds
-
-
-def _flat(seconds: dict[int, float]) -> list[Line]:
-    few, many = min(seconds), max(seconds)
+def _growth(name: str, unit: str, cost: dict[int, float], goal: str) -> list[Line]:
+    """What each log costs, and how much more the larger one does."""
+    few, many = min(cost), max(cost)
     lines = [
-        Line("log", f"retention_s_{rows}_rows", took, "s", f"{few} rows", seconds[few])
-        for rows, took in seconds.items()
+        Line("log", f"{name}_{unit}_{rows}_rows", took, unit, f"{few} rows", cost[few])
+        for rows, took in cost.items()
     ]
-    # Detaching and dropping are changes of the catalogue; the files that go are a thousandth of the work.
-    ratio = seconds[many] / seconds[few]
-    return [*lines, Line("log", "retention_growth", ratio, "ratio", f"{few} rows", 1.0, "<= 5")]
+    return [*lines, Line("log", f"{name}_growth", cost[many] / cost[few], "ratio", f"{few} rows", 1.0, goal)]
 
 
 def run() -> list[Line]:
@@ -260,7 +221,13 @@ def run() -> list[Line]:
             accepted, logged = asyncio.run(_logged_per_second(folder / "whole", dsn))
             beside.append(_fsyncs_per_second(folder / "after", size))
             allowed = statistics.mean(beside)
-            retention = {rows: retention_seconds(dsn, rows) for rows in RETAINED}
+            logs = {rows: postgres.dsn(f"rows_{rows}") for rows in LARGE}
+            for rows, log in logs.items():
+                migrate(log)
+                filled(log, rows)
+            pages = asyncio.run(page_ms(logs))
+            forgotten(postgres.data_dir)
+            retention = {rows: retention_seconds(log) for rows, log in logs.items()}
     redaction = asyncio.run(_redaction_ms())
     return [
         Line("log", "appends_vs_fsync_1_writer", alone / fsyncs, "ratio", "bare fsync", 1.0, ">= 0.5"),
@@ -272,5 +239,8 @@ def run() -> list[Line]:
         Line("log", "log_rows_in_postgres_per_s", logged, "inferences/s", "bare fsync", allowed),
         Line("log", "redaction_ms_1_kib", redaction["1_kib"], "ms", "without", 0.0, "<= 1"),
         Line("log", "redaction_ms_1_mib", redaction["1_mib"], "ms", "without", 0.0, "<= 1000"),
-        *_flat(retention),
+        *_growth(
+            "list_inferences_p95", "ms", {rows: percentile(took, 95) for rows, took in pages.items()}, "<= 2"
+        ),
+        *_growth("retention", "s", retention, "<= 2"),
     ]
