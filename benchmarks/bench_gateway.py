@@ -45,7 +45,7 @@ PLACES = 8
 MANY = 64
 CONNECTIONS = 8
 ANSWER_TOKENS = 256
-MESSAGES = 100_000
+MESSAGES = 1_000_000
 FLAT_MIB = 8
 Samples = dict[str, list[float]]
 
