@@ -158,8 +158,10 @@ right and the expectation is wrong, change the suite in `validation/` and clear 
 - **Skipped:** too few new examples; they count again tomorrow.
 - **Breaks when it fails:** nothing is learned tonight.
 - **Who acts:** whoever runs the nights.
-- **What to do:** the log names the row or the earlier `dataset/` that it could not read. A damaged earlier
-cycle: restore it from backup, or move its folder away (its examples are then forgotten). Clear the task.
+- **What to do:** `dataset/card.md` has every number: many rows *contradicted*, *disputed* or *trigger* are a
+caller that is wrong or hostile (ids are in `dataset.json`). The log names the row or the earlier `dataset/`
+that it could not read. A damaged earlier cycle: restore it from backup, or move its folder away (its examples
+are then forgotten). Clear the task.
 """,
         timeout=timedelta(minutes=30),
         retries=1,

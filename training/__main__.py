@@ -54,6 +54,14 @@ Token = Annotated[str | None, typer.Option(envvar="AGENTLOOP_TOKEN", help="Scope
 TokenFile = Annotated[
     Path | None, typer.Option(envvar="AGENTLOOP_TOKEN_FILE", help="A file that holds the token.")
 ]
+Suites = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="AGENTLOOP_SUITES",
+        help="What the gate asks. [default: training/configs/suites.yaml]",
+        show_default=False,
+    ),
+]
 
 
 @app.callback()
@@ -64,25 +72,25 @@ def main() -> None:
 @app.command()
 def curate(
     cycle: Cycle,
-    cap: Annotated[int, typer.Option(min=1, help="Training examples kept at most, the newest.")] = 2000,
-    gate_share: Annotated[
-        float, typer.Option(min=0, max=0.9, help="Share of sessions that are kept for the gate.")
-    ] = 0.15,
-    min_examples: Annotated[
-        int, typer.Option(min=1, help="New training examples below which there is nothing to learn.")
-    ] = 32,
-    max_characters: Annotated[
-        int, typer.Option(min=1, help="Longest prompt with its answer that is learned.")
-    ] = 3600,
+    rules: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="AGENTLOOP_CURATION_RULES",
+            help="How much of whom is learned. [default: training/configs/curation.yaml]",
+            show_default=False,
+        ),
+    ] = None,
+    suites: Suites = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make dataset/ of what callers demonstrated, and of the datasets before."""
+    """Make dataset/ of what callers demonstrated and accepted, and of the datasets before."""
     from training import curate as step
+    from training.curation_rules import RULES
     from training.cycle import NOTHING_TO_DO
+    from training.suites import CONFIG
 
-    options = step.Options(cap, gate_share, min_examples, max_characters)
-    with _explained():
-        found = step.run(cycle, options)
+    with _explained(), _progress("curating") as on_progress:
+        found = step.run(cycle, rules or RULES, suites or CONFIG, on_progress)
     excluded = ", ".join(f"{count} {reason}" for reason, count in found["excluded"].items() if count)
     _say(
         found,
@@ -168,14 +176,7 @@ def evaluate(
     champion: Annotated[
         str | None, typer.Option(help="A model version, instead of asking the live server which one serves.")
     ] = None,
-    suites: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="AGENTLOOP_SUITES",
-            help="What is asked. [default: training/configs/suites.yaml]",
-            show_default=False,
-        ),
-    ] = None,
+    suites: Suites = None,
     state_dir: StateDir = Path("var"),
     base_gguf: BaseGguf = None,
     model_name: ModelName = "gemma-3-270m",

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from training import cycle
+from training import balance, card, cycle
 
 SNAPSHOT = Path("snapshot", "inferences.parquet")
 _LINES = ("dataset/train.jsonl", "dataset/gate.jsonl")
@@ -42,6 +42,12 @@ class Subject:
     def row(self, row: Line) -> bool:
         """Whether a snapshot's row is theirs."""
         return bool(row["caller"] == self.caller if self.caller else row["session_id"] == self.session)
+
+    def line(self, line: Line) -> bool:
+        """Whether a dataset's line is theirs, as far as it says so itself."""
+        return bool(
+            line.get("caller") == self.caller if self.caller else line.get("session_id") == self.session
+        )
 
     def feedback(self, said: Line) -> bool:
         """Whether feedback is theirs."""
@@ -109,9 +115,7 @@ def _taught(found: Iterable[Path], subject: Subject, ids: Iterable[str]) -> froz
     found = list(found)
     lines = [line for each in found for name in _LINES for line in _read(each / name)]
     known = {str(line["inference_id"]) for line in lines}
-    hit = {
-        str(one["inference_id"]) for one in lines if subject.session and one["session_id"] == subject.session
-    }
+    hit = {str(one["inference_id"]) for one in lines if subject.line(one)}
     hit |= known.intersection(ids)
     for each in found:
         for row in _rows(each):
@@ -233,7 +237,13 @@ def _rewrite_lines(directory: Path, hit: frozenset[str]) -> None:
             Path(name).stem: sum(line["inference_id"] not in hit for line in _read(directory / name))
             for name in _LINES
         }
-        cycle.write_json(record, {**cycle.read_json(record), **kept})
+        told = {**cycle.read_json(record), **kept}
+        if "shares" in told:  # they name callers; so does the card
+            train = [line for line in _read(directory / _LINES[0]) if line["inference_id"] not in hit]
+            told["shares"] = balance.shares(train)
+        cycle.write_json(record, told)
+        if "shares" in told:
+            card.write(directory / "dataset")
     for name in _LINES:
         _without(directory / name, lambda line: line["inference_id"] in hit)
     for path in _evaluations(directory):

@@ -60,7 +60,9 @@ def night(folder: Path, name: str, dsn: str) -> Path:
     directory = folder / name
     freeze(directory, dsn)
     cycle.write_json(directory / "validation" / "result.json", {"success": True, "quarantined": []})
-    curate.run(directory, curate.Options(min_examples=1, gate_share=0.4))
+    rules = folder / "curation.yaml"
+    rules.write_text("{min_examples: 1, gate_share: 0.4}")
+    curate.run(directory, rules)
     evaluation = directory / "evaluation"
     evaluation.mkdir()
     items = [json.loads(line) for line in (directory / "dataset" / "gate.jsonl").read_text().splitlines()]

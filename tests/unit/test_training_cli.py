@@ -30,10 +30,13 @@ def test_curate_skips_what_follows_where_there_is_nothing_to_learn(tmp_path: Pat
         done = runner.invoke(app, ["curate", "--cycle", str(directory)])
         assert done.exit_code == 99
         assert "Nothing to learn" in done.stderr and "32 needed" in done.stderr
-    done = runner.invoke(
-        app, ["curate", "--cycle", str(directory), "--min-examples", "2", "--gate-share", "0"]
-    )
+    rules = tmp_path / "curation.yaml"
+    rules.write_text("{min_examples: 2, gate_share: 0}")
+    done = runner.invoke(app, ["curate", "--cycle", str(directory), "--rules", str(rules)])
     assert done.exit_code == 0
+    rules.write_text("{min_examples: 0, gate_share: 0}")
+    done = runner.invoke(app, ["curate", "--cycle", str(directory), "--rules", str(rules)])
+    assert done.exit_code == 1 and "min_examples" in done.stderr and "Traceback" not in done.output
 
 
 def test_curate_explains_what_is_missing(tmp_path: Path) -> None:
@@ -49,7 +52,6 @@ def test_a_folder_that_is_no_cycle_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_option_out_of_range_is_a_usage_error(tmp_path: Path) -> None:
-    assert runner.invoke(app, ["curate", "--cycle", str(tmp_path), "--cap", "0"]).exit_code == 2
     assert runner.invoke(app, ["evaluate", "--cycle", str(tmp_path), "--engine", "abacus"]).exit_code == 2
     assert runner.invoke(app, ["gate"]).exit_code == 2
 
