@@ -76,6 +76,9 @@ rollout: install ## roll the candidate of a cycle out, by hand (CYCLE=<cycle id>
 rollback: install ## put the champion before a cycle back (CYCLE=<cycle id>), or any (TO=<model version>)
 	$(BIN)/python -m scripts.rollout rollback $(ARGS)
 
+gpu-monitor: install ## GPUs as they work: load, memory by process, temperature (ARGS=--once looks once)
+	$(BIN)/python -m grpc_server gpu-monitor $(ARGS)
+
 wheel: ## build the wheel that callers install, into dist/
 	$(UV) build --wheel --package agentloop --out-dir dist
 
@@ -98,4 +101,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama serve prepare dag rollout rollback wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama serve prepare dag rollout rollback gpu-monitor wheel proto bench ci clean clean-state

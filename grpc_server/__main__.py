@@ -127,6 +127,7 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what matters of it is in our own log
     from grpc_server.erase_cli import erase
     from grpc_server.events_cli import app as events
+    from grpc_server.gpus_cli import gpu_monitor
     from grpc_server.log_cli import app as log
     from grpc_server.tokens_cli import app as tokens
 
@@ -134,6 +135,7 @@ def main() -> None:
     app.command()(erase)
     app.add_typer(events, name="events", help="Who changed what, straight from the database.")
     app.add_typer(log, name="log", help="The log's upkeep, straight in the database.")
+    app.command()(gpu_monitor)
     app()
 
 

@@ -144,6 +144,19 @@ class Gpu:
     memory_total: int
 
 
+@dataclass(frozen=True, slots=True)
+class GpuDetail:
+    """A GPU as an operator wants to see it: its temperature in degrees Celsius, and bytes by process id.
+
+    What the driver does not tell is None, or not there: a container may not see the host's processes.
+    """
+
+    gpu: Gpu
+    name: str
+    temperature: int | None
+    processes: tuple[tuple[int, int], ...]
+
+
 class Spool(Protocol):
     """The durable queue in front of Postgres: an append returns when its record is on disk."""
 

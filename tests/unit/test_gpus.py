@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from grpc_server.adapters.gpus import Gpus
-from grpc_server.domain.ports import Gpu
+from grpc_server.domain.ports import Gpu, GpuDetail
 
 
 class NVMLError(Exception):
@@ -48,6 +48,21 @@ class Nvml:
     def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
         return f"GPU-{handle}"
 
+    def nvmlDeviceGetName(self, handle: int) -> bytes:  # noqa: N802
+        return f"Card {handle}".encode()
+
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
+        assert sensor == 0
+        self._may("nvmlDeviceGetTemperature")
+        return 60 + handle
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        return [SimpleNamespace(pid=1, usedGpuMemory=10), SimpleNamespace(pid=7, usedGpuMemory=30)]
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
+        self._may("nvmlDeviceGetGraphicsRunningProcesses")
+        return [SimpleNamespace(pid=7, usedGpuMemory=30), SimpleNamespace(pid=9, usedGpuMemory=None)]
+
     def _may(self, method: str) -> None:
         if method == self.broken:
             raise NVMLError("Driver Not Loaded")
@@ -76,6 +91,20 @@ def test_a_gpu_that_is_lost_leaves_the_others() -> None:
 
 def test_a_driver_that_stops_answering_leaves_none() -> None:
     assert Gpus(Nvml(broken="nvmlDeviceGetCount")).read() == []
+
+
+def test_an_operator_sees_name_temperature_and_processes_the_largest_first() -> None:
+    first, second = Gpus(Nvml()).details()
+    assert first == GpuDetail(Gpu("GPU-0", 0.9, 1, 80), "Card 0", 60, ((7, 30), (1, 10), (9, 0)))
+    assert second.temperature == 61
+    assert [each.gpu.id for each in Gpus(Nvml(lost=0)).details()] == ["GPU-1"]
+
+
+def test_what_a_driver_does_not_tell_is_left_out() -> None:
+    assert Gpus(Nvml(broken="nvmlDeviceGetTemperature")).details()[0].temperature is None
+    fewer = Gpus(Nvml(broken="nvmlDeviceGetGraphicsRunningProcesses")).details()[0].processes
+    assert fewer == ((7, 30), (1, 10))
+    assert Gpus(Nvml(broken="nvmlInit")).details() == []
 
 
 def test_the_real_library_says_whether_there_is_a_driver() -> None:
