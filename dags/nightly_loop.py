@@ -139,9 +139,11 @@ that Postgres is up and that the role `agentloop_freeze` may read `learning_log`
         "validate",
         "validation check",
         """
-- **Does:** holds the snapshot to the expectations; sets bad rows aside, each with its reason.
+- **Does:** holds the snapshot to the expectations; sets bad rows aside, each with its reason; compares it
+with the nights before.
 - **Breaks when it fails:** the snapshot is not fit to learn from (schema drift, too many bad rows, a share of
-failures out of bounds), so the night stops here. It is not retried: the same file gives the same result.
+failures out of bounds, many more refusals in what would be learned), so the night stops here. It is not
+retried: the same file gives the same result.
 - **Who acts:** whoever runs the nights, with the callers whose rows were set aside.
 - **What to do:** open `validation/data_docs/index.html` and `validation/result.json` (`reason`,
 `quarantined`). If a caller sends nonsense, tell them; the next night takes the window again. If the rows are

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -12,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+_JUDGES = ("great-expectations", "jsonschema", "jsonschema-rs", "pandas", "py3langid")
 NOTHING_TO_DO = 99
 """Airflow skips what follows a command that exits with it."""
 
@@ -22,6 +24,13 @@ Cycle = Annotated[
     Path, typer.Option("--cycle", help="The cycle's folder, named by its id: YYYYMMDDTHHMMSSZ.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
+
+
+class Engine(StrEnum):
+    """What counts and judges the rows of a snapshot."""
+
+    PANDAS = "pandas"
+    SPARK = "spark"
 
 
 @app.callback()
@@ -75,23 +84,30 @@ def check(
         Path | None,
         typer.Option(help="Other expectations than validation/suite.yaml.", exists=True, dir_okay=False),
     ] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            envvar="AGENTLOOP_VALIDATION_ENGINE",
+            help="What counts and judges the rows: this machine (pandas), or Spark for what it cannot hold.",
+        ),
+    ] = Engine.PANDAS,
     as_json: AsJson = False,
 ) -> None:
     """Judge the snapshot: quarantine bad rows, refuse a bad snapshot (exit 1). A finished result stays."""
     from validation import note
-    from validation.check import SUITE
     from validation.check import check as checked_snapshot
     from validation.snapshot import SnapshotError
+    from validation.suite import SUITE
 
     cycle = cycle.absolute()
     if not cycle.is_dir():
         _end(f"there is no cycle in {cycle}; run `python -m validation freeze` first", 1)
     try:
         with (
-            note.step(cycle, "validate", ["great-expectations", "pandas"]),
+            note.step(cycle, "validate", _JUDGES),
             _progress("checking") as on_progress,
         ):
-            record = checked_snapshot(cycle, suite or SUITE, on_progress).record
+            record = checked_snapshot(cycle, suite or SUITE, on_progress, engine.value).record
             if not record["success"]:
                 raise _RefusedError(record)
     except _RefusedError as refused:

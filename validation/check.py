@@ -1,65 +1,43 @@
 """Judge a snapshot with Great Expectations: bad rows are quarantined, a bad snapshot is refused.
 
-What is expected is data (`suite.yaml`); what is judged are counts per row (`features.py`), so that neither
-result.json nor the data docs can hold a word of a prompt.
+What is expected is data (`suite.yaml`); what is judged are counts per row (`features.py`) and how far their
+distributions moved (`drift.py`), so that neither result.json nor the data docs can hold a word of a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow.parquet as pq
-import yaml
 
-from validation import snapshot
-from validation.features import FEATURES, features
+from validation import drift, snapshot
+from validation.counting import LISTED_IF_REFUSED, Counted, count
 from validation.files import discard_unfinished, new_folder, read_json, sha256, write_json
 from validation.note import Progress, silent
+from validation.suite import GROUPS, SUITE, Limit, Suite, read_suite
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SUITE = Path(__file__).with_name("suite.yaml")
+    from validation.expectations import Asset
+
 RESULT = "result.json"
 DOCS = "data_docs"
 
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """What every row must be like: `feature` is 0. `counts`: whether breaking it is a fault of the log."""
-
-    rule: str
-    feature: str
-    says: str
-    counts: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """What the snapshot as a whole must be like: an expectation of Great Expectations, and its options."""
-
-    name: str
-    expectation: str
-    options: Mapping[str, Any]
-    says: str
-
-
-@dataclass(frozen=True, slots=True)
-class Suite:
-    """Everything that is expected of a snapshot."""
-
-    schema: tuple[str, ...]
-    rows: tuple[Rule, ...]
-    snapshot: tuple[Limit, ...]
+Engine = Literal["pandas", "spark"]
+Counting = Callable[[Path, Suite, Progress], Counted]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """One expectation's result; `observed` is numbers, and column names where the schema is judged."""
 
+    group: str
     name: str
     says: str
     blocking: bool
@@ -75,104 +53,142 @@ class Checked:
     new: bool
 
 
-def read_suite(path: Path = SUITE) -> Suite:
-    """The suite in a YAML file.
+def check(
+    cycle: Path, suite_path: Path = SUITE, on_progress: Progress = silent, engine: Engine = "pandas"
+) -> Checked:
+    """Judge `cycle/snapshot`; write `cycle/validation`: result.json, profile.json and the data docs.
+
+    A result that was made of the same snapshot, suite and earlier nights is returned as it is. `engine` is
+    what counts and judges the rows: this machine's processes, or Spark; what is found is the same.
 
     Raises:
-        ValueError: if an entry has a field that is not known, lacks one, or judges no known feature.
-    """
-    data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    try:
-        suite = Suite(
-            schema=tuple(data["schema"]),
-            rows=tuple(Rule(**each) for each in data["rows"]),
-            snapshot=tuple(Limit(**each) for each in data["snapshot"]),
-        )
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no suite: {error}") from error
-    for each in suite.rows:
-        if each.feature not in FEATURES:
-            raise ValueError(f"{path}: {each.rule} judges {each.feature!r}; known are {', '.join(FEATURES)}")
-    return suite
-
-
-def check(cycle: Path, suite_path: Path = SUITE, on_progress: Progress = silent) -> Checked:
-    """Judge `cycle/snapshot`; write `cycle/validation`: result.json and the data docs.
-
-    A result that was made of the same snapshot and suite is returned as it is.
-
-    Raises:
-        SnapshotError: if the snapshot is missing, half-written, or not the one that was frozen.
+        SnapshotError: if the snapshot is missing, half-written, or not the one that was frozen; if counting
+        was
+            ended from outside.
+        ValueError: if the suite has a mistake.
     """
     folder, target = cycle / "snapshot", cycle / "validation"
     record = snapshot.verified(folder)
+    suite = read_suite(suite_path)
+    earlier = drift.references(cycle, suite.reference.nights)
     inputs = {
         "files": {f"snapshot/{name}": digest for name, digest in record["files"].items()}
-        | {f"snapshot/{snapshot.RECORD}": sha256(folder / snapshot.RECORD)},
+        | {f"snapshot/{snapshot.RECORD}": sha256(folder / snapshot.RECORD)}
+        | drift.digests(earlier),
         "options": {"suite": sha256(suite_path)},
     }
     finished = _finished(target, inputs)
     if finished is not None:
         return Checked(finished, new=False)
-    suite = read_suite(suite_path)
-
-    # Imported here: it takes seconds, and a finished result needs none of it.
-    from validation.expectations import Asset, judge
-
-    labels = _labels(folder)
-    assets = [Asset("schema", labels, (_schema_limit(suite),))]
-    frame = None
-    if list(labels.columns) == list(suite.schema):
-        frame = feature_frame(folder, suite, on_progress)
-        assets.append(Asset("rows", frame, suite.snapshot, suite.rows))
     discard_unfinished(target)
-    with new_folder(target) as building:
-        outcomes = judge(assets, cycle.name, building / DOCS)
-        broken = [outcome for outcome in outcomes if outcome.blocking and not outcome.success]
-        result = {
-            "success": not broken,
-            "reason": " ".join(map(_sentence, broken)),
-            "rows": _row_count(folder),
-            "accepted": 0 if frame is None else int((~frame["bad"]).sum()),
-            "quarantined_rows": 0 if frame is None else int(frame["bad"].sum()),
-            "quarantined": [] if frame is None else quarantined(frame, suite.rows),
-            "expectations": [asdict(outcome) for outcome in outcomes],
-            "inputs": inputs,
-        }
+    with new_folder(target) as building, _counting(engine) as counting:
+        result, profile = _judged(cycle, suite, earlier, building / DOCS, counting, on_progress)
+        result |= {"inputs": inputs, "engine": engine}
+        if result["success"]:  # the nights to come are compared with it
+            write_json(building / drift.PROFILE, drift.to_plain(profile))
         write_json(building / RESULT, result)
     return Checked(result, new=True)
 
 
-def feature_frame(folder: Path, suite: Suite, on_progress: Progress) -> pd.DataFrame:
-    """One line a row: id, features, `quarantined` (0 or 1: breaks a rule that counts), `bad` (breaks any)."""
+@contextmanager
+def _counting(engine: Engine) -> Iterator[Counting]:
+    """What counts the rows; their frame is there until the block ends."""
+    if engine == "pandas":
+        yield count
+        return
+    from validation.spark import counting
+
+    with counting() as by_spark:
+        yield by_spark
+
+
+def _judged(
+    cycle: Path, suite: Suite, earlier: Sequence[Path], docs: Path, counting: Counting, on_progress: Progress
+) -> tuple[dict[str, Any], drift.Profile]:
+    """The result, and what was drawn of the good rows."""
+    # Imported here: it takes seconds, and a finished result needs none of it.
+    from validation.expectations import Asset, judge
+
+    folder = cycle / "snapshot"
+    labels = _labels(folder)
+    assets = [Asset("schema", labels, (_schema_limit(suite),))]
+    counted, profile, moved = None, drift.NOTHING, list[drift.Moved]()
+    if list(labels.columns) == list(suite.columns.names):
+        counted = counting(folder, suite, on_progress)
+        profile = drift.profile_of(counted.drawn)
+        moved = drift.moved(profile, drift.merged(earlier), suite.drifts, suite.reference)
+        assets += [*_groups(suite, counted), *_drifts(moved)]
+    outcomes = _with_rows(judge(assets, cycle.name, docs), moved)
+    broken = [outcome for outcome in outcomes if outcome.blocking and not outcome.success]
+    listed = iter(()) if counted is None else counted.quarantined
+    result = {
+        "success": not broken,
+        "reason": " ".join(map(_sentence, broken)),
+        "rows": snapshot.row_count(folder),
+        "accepted": 0 if counted is None else counted.rows - counted.bad,
+        "quarantined_rows": 0 if counted is None else counted.bad,
+        "quarantined": list(islice(listed, LISTED_IF_REFUSED) if broken else listed),
+        "expectations": [asdict(outcome) for outcome in outcomes],
+        "reference": [path.parents[1].name for path in earlier],
+    }
+    return result, profile
+
+
+def _groups(suite: Suite, counted: Counted) -> list[Asset]:
+    """What is judged of the rows, a page of the data docs for each group."""
+    from validation.expectations import Asset
+
+    assets = [
+        Asset(
+            group,
+            counted.frame,
+            tuple(each for each in suite.snapshot if each.group == group),
+            tuple(each for each in suite.rows if each.group == group),
+        )
+        for group in GROUPS
+    ]
+    return [asset for asset in assets if asset.limits or asset.rules]
+
+
+def _drifts(moved: Sequence[drift.Moved]) -> list[Asset]:
+    """What is judged of the distributions: one line, a column for each measure."""
     import pandas as pd
 
-    total, ids = _row_count(folder), []
-    counts: dict[str, list[int]] = {name: [] for name in FEATURES}
-    on_progress(0, total)
-    for batch in snapshot.rows(folder):
-        for row in batch:
-            ids.append(str(row["inference_id"]))
-            for name, count in features(row).items():
-                counts[name].append(count)
-        on_progress(len(ids), total)
-    frame = pd.DataFrame({"inference_id": ids, **counts}).astype(dict.fromkeys(FEATURES, "int64"))
-    # An id that two rows have names neither: both are in quarantine.
-    frame["repeated_id"] = frame["inference_id"].duplicated(keep=False).astype("int64")
-    frame["quarantined"] = (frame[[each.feature for each in suite.rows if each.counts]] > 0).any(axis=1)
-    frame["quarantined"] = frame["quarantined"].astype("int64")
-    frame["bad"] = (frame[[each.feature for each in suite.rows]] > 0).any(axis=1)
-    return frame
+    from validation.expectations import Asset
+
+    judged = [each for each in moved if not each.not_judged]
+    limits = tuple(
+        Limit(
+            group=each.drift.group,
+            name=each.drift.name,
+            expectation="ExpectColumnMaxToBeBetween",
+            options={"column": each.drift.name, "max_value": each.limit},
+            says=each.drift.says,
+            reason=each.drift.reason,
+            blocks=each.drift.blocks,
+        )
+        for each in judged
+    )
+    frame = pd.DataFrame({each.drift.name: [each.value] for each in judged})
+    return [Asset("distribution", frame, limits)] if judged else []
 
 
-def quarantined(frame: pd.DataFrame, rules: Sequence[Rule]) -> list[dict[str, str]]:
-    """Each bad row with each rule that it breaks; the detail is a count, never a word of what it says."""
-    return [
-        {"inference_id": row.inference_id, "rule": each.rule, "detail": f"{each.feature}: {count}"}
-        for row in frame[frame["bad"]].itertuples()
-        for each in rules
-        if (count := getattr(row, each.feature)) > 0
-    ]
+def _with_rows(outcomes: Sequence[Outcome], moved: Sequence[drift.Moved]) -> list[Outcome]:
+    """The outcomes; those of drift with their limit and rows, and with those that could not be judged."""
+    judged = {each.drift.name: each for each in moved if not each.not_judged}
+    told = []
+    for outcome in outcomes:
+        found = judged.get(outcome.name)
+        if found is not None:
+            numbers = {"limit": found.limit, "rows": found.rows, "reference_rows": found.reference_rows}
+            outcome = replace(outcome, observed={**outcome.observed, **numbers})
+        told.append(outcome)
+    for each in moved:
+        if each.not_judged:
+            wanted = each.drift
+            observed = {"not_judged": each.not_judged}
+            told.append(Outcome(wanted.group, wanted.name, wanted.says, wanted.blocks, True, observed))
+    return told
 
 
 def _finished(target: Path, inputs: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -186,10 +202,6 @@ def _finished(target: Path, inputs: Mapping[str, Any]) -> Mapping[str, Any] | No
     return found if found.get("inputs") == inputs else None
 
 
-def _row_count(folder: Path) -> int:
-    return int(pq.read_metadata(folder / snapshot.ROWS).num_rows)
-
-
 def _labels(folder: Path) -> pd.DataFrame:
     """No rows; one column for each of the snapshot's, named "name: type"."""
     import pandas as pd
@@ -201,10 +213,12 @@ def _labels(folder: Path) -> pd.DataFrame:
 
 def _schema_limit(suite: Suite) -> Limit:
     return Limit(
+        group="contract",
         name="schema",
         expectation="ExpectTableColumnsToMatchOrderedList",
-        options={"column_list": list(suite.schema)},
-        says="the columns, their types and their order are those that are known",
+        options={"column_list": list(suite.columns.names)},
+        says=suite.columns.says,
+        reason=suite.columns.reason,
     )
 
 

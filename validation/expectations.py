@@ -1,5 +1,7 @@
 """Great Expectations on frames of counts: run the expectations, build the data docs, give plain outcomes.
 
+A frame is pandas' or Spark's; each is judged by Great Expectations' own engine for it.
+
 Result format SUMMARY: COMPLETE would copy every bad value. Nothing is sent anywhere: analytics are off, and
 the data docs load nothing from the network.
 """
@@ -11,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 os.environ["GX_ANALYTICS_ENABLED"] = "false"
 
@@ -23,33 +25,34 @@ from great_expectations.data_context.types.base import (
     ProgressBarsConfig,
 )
 
-from validation.check import Limit, Outcome, Rule
+from validation.check import Outcome
 from validation.data_docs import make_offline
-
-if TYPE_CHECKING:
-    import pandas as pd
+from validation.suite import Limit, Rule
 
 _SITE = "data_docs"
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """A frame, what it must be like as a whole, and what each of its rows must be like."""
+    """A frame of pandas or Spark, what it must be like as a whole, and what each of its rows must be like."""
 
     name: str
-    frame: pd.DataFrame
+    frame: Any
     limits: Sequence[Limit]
     rules: Sequence[Rule] = ()
 
 
 def judge(assets: Sequence[Asset], run_name: str, docs: Path) -> list[Outcome]:
-    """The outcomes of every asset's limits (blocking), then of its rules; builds the data docs in `docs`."""
+    """The outcomes of every asset's limits, then of its rules; builds the data docs in `docs`."""
     logging.getLogger("great_expectations").setLevel(logging.ERROR)
     context = gx.get_context(mode="ephemeral", project_config=_configuration(docs))
-    source = context.data_sources.add_pandas("snapshot")
     outcomes = []
     for asset in assets:
-        batch = source.add_dataframe_asset(asset.name).add_batch_definition_whole_dataframe("all")
+        batch = (
+            _source(context, asset.frame)
+            .add_dataframe_asset(asset.name)
+            .add_batch_definition_whole_dataframe("all")
+        )
         suite = context.suites.add(gx.ExpectationSuite(name=asset.name))
         for expectation in _expectations(asset):
             suite.add_expectation(expectation)
@@ -59,7 +62,7 @@ def judge(assets: Sequence[Asset], run_name: str, docs: Path) -> list[Outcome]:
         checkpoint = gx.Checkpoint(
             name=asset.name,
             validation_definitions=[definition],
-            result_format="SUMMARY",
+            result_format={"result_format": "SUMMARY", "partial_unexpected_count": 0},
             actions=[UpdateDataDocsAction(name=_SITE, site_names=[_SITE])],
         )
         run = context.checkpoints.add(checkpoint).run(
@@ -69,6 +72,15 @@ def judge(assets: Sequence[Asset], run_name: str, docs: Path) -> list[Outcome]:
         outcomes += _outcomes(asset, result.results)
     make_offline(docs)
     return outcomes
+
+
+def _source(context: Any, frame: Any) -> Any:
+    """The data source for a frame: one for pandas' and one for Spark's."""
+    kind = "spark" if type(frame).__module__.startswith("pyspark.") else "pandas"
+    sources = context.data_sources
+    if kind in sources.all():
+        return sources.get(kind)
+    return sources.add_spark(kind, persist=False) if kind == "spark" else sources.add_pandas(kind)
 
 
 def _configuration(docs: Path) -> DataContextConfig:
@@ -91,27 +103,38 @@ def _expectations(asset: Asset) -> list[Any]:
     """Limits as they are written; a rule is a column that holds nothing but 0."""
     made = [
         getattr(gx.expectations, limit.expectation)(
-            **limit.options, severity="critical", notes=limit.says, meta={"name": limit.name}
+            **limit.options,
+            severity="critical" if limit.blocks else "warning",
+            notes=_notes(limit),
+            meta={"name": limit.name},
         )
         for limit in asset.limits
     ]
     made += [
         gx.expectations.ExpectColumnValuesToBeInSet(
-            column=rule.feature, value_set=[0], severity="warning", notes=rule.says, meta={"name": rule.rule}
+            column=rule.feature,
+            value_set=[0],
+            severity="warning",
+            notes=_notes(rule),
+            meta={"name": rule.rule},
         )
         for rule in asset.rules
     ]
     return made
 
 
+def _notes(expected: Limit | Rule) -> list[str]:
+    return [expected.says, f"Why: {expected.reason}"]
+
+
 def _outcomes(asset: Asset, results: Sequence[Any]) -> list[Outcome]:
     """Results by the names of what was expected, in that order (Great Expectations has its own)."""
     found = {result.expectation_config.meta["name"]: result for result in results}
-    expected = [(limit.name, limit.says, True) for limit in asset.limits]
-    expected += [(rule.rule, rule.says, False) for rule in asset.rules]
+    expected = [(each.group, each.name, each.says, each.blocks) for each in asset.limits]
+    expected += [(each.group, each.rule, each.says, False) for each in asset.rules]
     return [
-        Outcome(name, says, blocking, bool(found[name].success), _observed(found[name]))
-        for name, says, blocking in expected
+        Outcome(group, name, says, blocking, bool(found[name].success), _observed(found[name]))
+        for group, name, says, blocking in expected
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,8 @@ SCHEMA = pa.schema(
 )
 
 _CYCLE_ID = re.compile(r"\d{8}T\d{6}Z")
-_BATCH_ROWS = 2000
+# A row may have 1 MiB and more.
+_BATCH_ROWS = 250
 
 
 class SnapshotError(Exception):
@@ -74,11 +75,17 @@ def is_cycle_id(name: str) -> bool:
     return _CYCLE_ID.fullmatch(name) is not None
 
 
-def rows(folder: Path) -> Iterator[list[dict[str, Any]]]:
-    """The rows of a snapshot, some thousands at a time."""
+def row_count(folder: Path) -> int:
+    """How many rows a snapshot has."""
+    return int(pq.read_metadata(folder / ROWS).num_rows)
+
+
+def batches(
+    folder: Path, columns: Sequence[str], groups: Sequence[int] | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Some columns of a snapshot, all or some of its row groups, a few hundred rows at a time."""
     with pq.ParquetFile(folder / ROWS) as file:
-        for batch in file.iter_batches(_BATCH_ROWS):
-            yield batch.to_pylist()
+        yield from file.iter_batches(_BATCH_ROWS, row_groups=groups, columns=list(columns))
 
 
 def verified(folder: Path) -> dict[str, Any]:

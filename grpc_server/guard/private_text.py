@@ -45,7 +45,8 @@ _NOT_USED = frozenset(
     ("PrivateKeyDetector", "JwtTokenDetector", "NpmDetector", "OpenAIDetector", "IPPublicDetector")
 )
 """Three of square time; keys of which only the first line was found; addresses, which are personal data."""
-_LONG = re.compile(r"[\w/+=.~-]{13,}")
+_LONG_CHARACTERS = 13
+_LONG = re.compile(rf"[\w/+=.~-]{{{_LONG_CHARACTERS},}}")
 """What every secret has somewhere, unless one of these marks tells of it."""
 _PART = r"(?:[A-Z]?[a-z_]*\d{0,4}|\d+)"
 _WORDS = re.compile(rf"{_PART}(?:[/+=.~-]{_PART})*")
@@ -140,7 +141,7 @@ class Finder:
 
     def secrets(self, text: str) -> Iterator[Span]:
         """The secrets alone; two of them may overlap."""
-        if not any(mark in text for mark in _MARKS) and not any(map(_may_be_secret, _LONG.findall(text))):
+        if not any(mark in text for mark in _MARKS) and not _may_hold_secret(text):
             return
         for kind, pattern in self._secrets:
             for found in pattern.finditer(text):
@@ -152,8 +153,13 @@ class Finder:
                     yield start, end, kind
 
 
-def _may_be_secret(run: str) -> bool:
-    return _WORDS.fullmatch(run) is None
+def _may_hold_secret(text: str) -> bool:
+    for piece in text.split():
+        if len(piece) >= _LONG_CHARACTERS:
+            for run in _LONG.findall(piece):
+                if _WORDS.fullmatch(run) is None:
+                    return True
+    return False
 
 
 def _width(span: tuple[int, int]) -> int:

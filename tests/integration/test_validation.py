@@ -16,13 +16,14 @@ from typer.testing import CliRunner
 from uuid6 import uuid7
 
 from tests.integration.log_by_hand import START, assistant, request, user
-from validation import check as checking
 from validation import snapshot
 from validation.__main__ import app
-from validation.check import SUITE, check, read_suite
+from validation.check import check
+from validation.counting import count
 from validation.files import sha256, write_json
 from validation.freeze import _counts
 from validation.snapshot import SnapshotError
+from validation.suite import SUITE, read_suite
 
 SECRET = "the nightingale's password"
 
@@ -203,7 +204,7 @@ def test_the_data_docs_lead_from_their_first_page_to_every_other(cycle: Path) ->
     index = (docs / "index.html").read_text(encoding="utf-8")
     linked = {docs / unquote(link) for link in re.findall(r'href="([^"]+)"', index)}
     assert linked == set(docs.rglob("*.html")) - {docs / "index.html"}
-    assert len(linked) == 4
+    assert len(linked) == 8, "schema, contract, integrity, safety: what was found and what was expected"
 
 
 def test_a_second_check_does_nothing_and_another_suite_does(cycle: Path, tmp_path: Path) -> None:
@@ -228,18 +229,25 @@ def test_a_second_check_does_nothing_and_another_suite_does(cycle: Path, tmp_pat
     [
         ("feature: malformed_id", "feature: mood", "judges 'mood'"),
         ("says: the id is a UUID", "sags: the id is a UUID", "no suite"),
-        ("snapshot:", "snapshots:", "no suite"),
+        ("  snapshot:", "  snapshots:", "has snapshots, which is not known"),
+        ("safety:", "security:", "its groups are"),
+        ("reason: feedback, erasure", "because: feedback, erasure", "no suite"),
+        ("measure: ks", "measure: chi2", "judges 'chi2' of 'prompt_length'"),
+        ("of: language\n", "of: mood\n", "judges 'psi' of 'mood'"),
+        ("of: tool\n", "of: tool\n      rises: true\n", "and `rises` of refusal and feedback"),
+        ("rule: id_unique", "rule: id_well_formed", "id_well_formed stands in it more than once"),
+        ("contract:", "contract: [", "no suite"),
     ],
 )
 def test_a_suite_with_a_mistake_says_where(tmp_path: Path, before: str, after: str, says: str) -> None:
     path = tmp_path / "suite.yaml"
-    path.write_text(SUITE.read_text().replace(before, after))
+    path.write_text(SUITE.read_text().replace(before, after, 1))
     with pytest.raises(ValueError, match=says):
         read_suite(path)
 
 
 def test_the_suite_knows_the_schema_that_is_frozen() -> None:
-    assert list(read_suite().schema) == [f"{field.name}: {field.type}" for field in snapshot.SCHEMA]
+    assert list(read_suite().columns.names) == [f"{field.name}: {field.type}" for field in snapshot.SCHEMA]
 
 
 def test_the_command_says_what_it_found_and_exits_1_on_a_bad_snapshot(cycle: Path) -> None:
@@ -275,9 +283,7 @@ def test_an_expectation_that_crashes_refuses_the_snapshot(cycle: Path, tmp_path:
 
 def test_rows_are_read_in_pieces_and_progress_is_told(cycle: Path) -> None:
     told: list[tuple[int, int]] = []
-    write(cycle, [row()] * 4500)
-    frame = checking.feature_frame(
-        cycle / "snapshot", read_suite(), lambda done, total: told.append((done, total))
-    )
-    assert told == [(0, 4500), (2000, 4500), (4000, 4500), (4500, 4500)]
-    assert int(frame["repeated_id"].sum()) == 4500
+    write(cycle, [row()] * 600)
+    found = count(cycle / "snapshot", read_suite(), lambda done, total: told.append((done, total)))
+    assert told == [(0, 600), (250, 600), (500, 600), (600, 600)]
+    assert int(found.frame["repeated_id"].sum()) == found.bad == 600

@@ -7,6 +7,7 @@ import socket
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,9 +15,11 @@ from uuid6 import uuid7
 
 from grpc_server.domain.plain import message_from_plain
 from tests.integration.log_by_hand import WEATHER, assistant, request, user
-from validation.features import FEATURES, features, turns_out_of_order
+from validation.features import FEATURES, READ, counted
 from validation.freeze import _counts
 from validation.snapshot import COUNT_COLUMNS
+from validation.snapshot import SCHEMA as SNAPSHOT
+from validation.turns import turns_out_of_order
 
 START = datetime(2026, 1, 30, tzinfo=UTC)
 CALL = ("weather", {"city": "Oslo"})
@@ -45,6 +48,13 @@ def row(**other: Any) -> dict[str, Any]:
         | {f"{name}_json": None if value is None else json.dumps(value) for name, value in plain.items()}
         | other
     )
+
+
+def features(made: dict[str, Any]) -> dict[str, int]:
+    """What is counted in one row."""
+    columns = pa.schema([SNAPSHOT.field(name) for name in READ])
+    (found,) = counted(pa.RecordBatch.from_pylist([made], schema=columns)).to_pylist()
+    return {name: found[name] for name in FEATURES}
 
 
 def wrong(**other: Any) -> dict[str, int]:
@@ -149,7 +159,7 @@ def test_a_pattern_that_takes_years_does_not_stop_the_night() -> None:
 
 @pytest.mark.timeout(60)
 def test_a_schema_that_takes_minutes_to_read_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("validation.features._SCHEMA_SECONDS", 0.3)
+    monkeypatch.setattr("validation.tool_schemas._SCHEMA_SECONDS", 0.3)
     slow = WEATHER | {"parameters": {"type": "object", "pattern": "(?i:[ -\U0010ffff])" * 2500}}
     assert wrong(request=request(user("Hi"), tools=(slow,))) == {"invalid_tools": 1}
 
