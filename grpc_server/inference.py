@@ -388,7 +388,9 @@ class Inference:
                 if isinstance(event, Finished):
                     running.finished = event
                     break
-                running.take(event, self._monotonic())
+                if running.first_token is None:
+                    running.first_token = self._monotonic()
+                running.take(event)
                 if not holding:
                     await running.emit(TextDelta(event.text))
                     continue

@@ -68,9 +68,10 @@ class Running:
     failed: list[Attempt] = field(default_factory=list)
     announced: bool = False
     text: list[str] = field(default_factory=list)
+    tokens: int = 0
     call: ToolCall | None = None
     first_token: float | None = None
-    counted: Usage = field(default_factory=Usage)
+    counted: Usage | None = None
     finished: Finished | None = None
     end: InferenceEnded | None = None
 
@@ -87,12 +88,13 @@ class Running:
         if self.limit is not None and not self.limit.expired():
             self.limit.reschedule(asyncio.get_running_loop().time())
 
-    def take(self, piece: Piece, now: float) -> None:
+    def take(self, piece: Piece) -> None:
         """Some text has come."""
-        if self.first_token is None:
-            self.first_token = now
         self.text.append(piece.text)
-        self.counted = piece.usage or Usage(self.counted.input_tokens, len(self.text))
+        self.tokens += piece.tokens
+        if piece.usage is not None or self.counted is not None:
+            before = self.counted or Usage()
+            self.counted = piece.usage or Usage(before.input_tokens, self.tokens)
 
     def fail_over(self, error: AgentLoopError) -> None:
         """Whoever was asked has failed, and another is to be."""
@@ -113,8 +115,10 @@ class Running:
         return Message(Role.ASSISTANT, "".join(self.text))
 
     def usage(self) -> Usage:
-        """As the engine counted; where the answer was cut off, and the engine did not say, its pieces."""
-        return self.counted if self.finished is None else self.finished.usage
+        """As the engine counted; where the answer was cut off, and the engine did not say, what came."""
+        if self.finished is not None:
+            return self.finished.usage
+        return self.counted or Usage(0, self.tokens)
 
     def timings(self, now: float) -> Timings:
         """Until `now`."""

@@ -18,6 +18,8 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
+
 from grpc_server.adapters.embedded_child import ChildOptions
 from grpc_server.adapters.embedded_process import ChildProcess, Supervisor
 from grpc_server.adapters.gguf_file import checked_copy, in_thread, name_taken, writing
@@ -94,19 +96,19 @@ class EmbeddedEngine:
         child = await self._child(generation.model_version)
         async with (
             _errors(child),
-            child.client.stream("POST", "/completion", json=body) as response,
+            child.client.streamed("/completion", body) as response,
             contextlib.aclosing(lines(response)) as answer,
         ):
             if response.status_code != 200:
                 raise _refusal(response.status_code, await response.aread())
-            async for line in answer:
-                event = _event(line)
-                if event is None:
-                    continue
-                if event.get("content"):
-                    yield Piece(event["content"], _so_far(event))
-                if event.get("stop"):
-                    yield _finished(event)
+            async for there in answer:
+                piece, last, wrong = _read(there)
+                if piece is not None:
+                    yield piece
+                if wrong is not None:
+                    raise wrong
+                if last is not None:
+                    yield _finished(last)
                     return
         raise EngineUnavailable("the embedded engine's stream ended before the answer did")
 
@@ -322,13 +324,40 @@ def _completion(generation: Generation) -> dict[str, Any]:
     }
 
 
+def _read(
+    there: Sequence[bytes],
+) -> tuple[Piece | None, dict[str, Any] | None, AgentLoopError | None]:
+    """What lines of a stream say: their text, and what ends them: a last word, or a fault."""
+    texts: list[str] = []
+    usage: Usage | None = None
+    last: dict[str, Any] | None = None
+    wrong: AgentLoopError | None = None
+    try:
+        for line in there:
+            event = _event(line)
+            if event is None:
+                continue
+            text = event.get("content") or ""
+            if not isinstance(text, str):
+                raise EngineFailed("the embedded engine answered with a token that is no text")
+            if text:
+                texts.append(text)
+                usage = _so_far(event)
+            if event.get("stop"):
+                last = event
+                break
+    except AgentLoopError as error:
+        wrong = error
+    return (Piece("".join(texts), usage, len(texts)) if texts else None), last, wrong
+
+
 def _event(line: bytes) -> dict[str, Any] | None:
     """The JSON of a server-sent event; None for a line that is a comment (a ping)."""
     kind, _, data = line.partition(b": ")
     if kind not in (b"data", b"error"):
         return None
     try:
-        event = json.loads(data)
+        event = from_json(data, cache_strings="keys")
         if isinstance(event, dict):
             if "error" in event:
                 raise _refusal(int(event["error"].get("code", 500)), data)

@@ -17,8 +17,10 @@ MAX_LINE_BYTES = 1 << 20
 MAX_REFUSAL_BYTES = 1 << 16
 
 
-async def lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
-    """Every line that is not empty, without its line end; what stands after the last newline counts too.
+async def lines(response: httpx.Response) -> AsyncGenerator[list[bytes], None]:
+    """The lines as they come: those together that are there at once, never an empty list.
+
+    Empty lines are left out, and line ends; what stands after the last newline is a line, too.
 
     Raises:
         EngineFailed: for a line of more than MAX_LINE_BYTES, of which no more is read.
@@ -26,13 +28,12 @@ async def lines(response: httpx.Response) -> AsyncGenerator[bytes, None]:
     rest = b""
     async for chunk in response.aiter_bytes():
         *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            if line := line.rstrip(b"\r"):
-                yield line
+        if there := [line for each in whole if (line := each.rstrip(b"\r"))]:
+            yield there
         if len(rest) > MAX_LINE_BYTES:
             raise EngineFailed(f"the engine sent a line of more than {MAX_LINE_BYTES} bytes")
     if rest := rest.rstrip(b"\r"):
-        yield rest
+        yield [rest]
 
 
 async def refusal(response: httpx.Response) -> bytes:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from pydantic_core import from_json
 
 from grpc_server.adapters.gguf_file import checked_copy, in_thread, name_taken, opened
 from grpc_server.adapters.http_client import http_client
@@ -101,20 +102,20 @@ class OllamaEngine:
         pieces: list[str] = []
         async with (
             translated(_describe),
-            self._client.stream("POST", "/api/generate", json=body) as response,
+            self._client.streamed("/api/generate", body) as response,
             contextlib.aclosing(lines(response)) as answer,
         ):
             if response.status_code != 200:
                 raise _refusal(response.status_code, await refusal(response))
-            async for line in answer:
-                event = _event(line)
-                if piece := _piece(event):
-                    pieces.append(piece)
-                    if len(pieces) > generation.sampling.max_tokens:
-                        raise EngineFailed("Ollama wrote more tokens than were asked for")
-                    yield Piece(piece)
-                if event.get("done"):
-                    finished = _finished(event)
+            async for there in answer:
+                texts, last, wrong = _read(there, generation.sampling.max_tokens - len(pieces))
+                pieces += texts
+                if texts:
+                    yield Piece("".join(texts), tokens=len(texts))
+                if wrong is not None:
+                    raise wrong
+                if last is not None:
+                    finished = _finished(last)
                     if generation.json_schema is not None and finished.finish_reason is FinishReason.STOP:
                         await self._schemas.check_answer("".join(pieces), generation.json_schema)
                     yield finished
@@ -347,8 +348,8 @@ async def _chunks(path: Path, progress: InstallProgress) -> AsyncIterator[bytes]
 
 def _json(body: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(body or b"{}")
-    except (ValueError, RecursionError) as error:
+        value = from_json(body or b"{}", cache_strings="keys")  # 0.4 µs a token's line; `json` takes 2
+    except ValueError as error:
         raise EngineFailed("Ollama answered something that is not JSON") from error
     if not isinstance(value, dict):
         raise EngineFailed("Ollama answered something that is not a JSON object")
@@ -358,20 +359,34 @@ def _json(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _event(line: bytes) -> dict[str, Any]:
-    """One line of a stream; errors arrive there too, inside HTTP 200."""
-    return _json(line)
+def _read(
+    there: Sequence[bytes], most: int
+) -> tuple[list[str], dict[str, Any] | None, AgentLoopError | None]:
+    """What lines of a stream say: their texts, at most so many, and what ends them: a last word, or a fault.
+
+    Errors arrive inside HTTP 200, too; the texts before them have come all the same.
+    """
+    texts: list[str] = []
+    try:
+        for line in there:
+            event = _json(line)
+            if piece := _piece(event):
+                if len(texts) == most:
+                    raise EngineFailed("Ollama wrote more tokens than were asked for")
+                texts.append(piece)
+            if event.get("done"):
+                return texts, event, None
+    except AgentLoopError as error:
+        return texts, None, error
+    return texts, None, None
 
 
 def _piece(event: dict[str, Any]) -> str:
-    """The event's text. Raises EngineFailed for what is none, as half a surrogate pair."""
+    """The event's text. Raises EngineFailed for what is none; half a surrogate pair is no JSON already."""
     piece = event.get("response") or ""
-    try:
-        if not piece.isascii():
-            piece.encode()
-    except (AttributeError, UnicodeEncodeError) as error:
-        raise EngineFailed("Ollama answered with a token that is no text") from error
-    return str(piece)
+    if not isinstance(piece, str):
+        raise EngineFailed("Ollama answered with a token that is no text")
+    return piece
 
 
 def _finished(event: dict[str, Any]) -> Finished:

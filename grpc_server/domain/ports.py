@@ -44,10 +44,14 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some generated text, never empty; `usage` is what was read and written so far, if the engine tells."""
+    """Some generated text, never empty: a token, or as many as were there at once.
+
+    `usage` is what was read and written so far, if the engine tells.
+    """
 
     text: str
     usage: Usage | None = None
+    tokens: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import pytest
 from grpc_server.adapters import embedded_child
 from grpc_server.adapters.embedded import EmbeddedEngine
 from grpc_server.adapters.embedded_child import ChildOptions, server_parameters
+from grpc_server.adapters.http_client import http_client
 from grpc_server.adapters.json_schema import Schemas
 from grpc_server.domain.errors import (
     AgentLoopError,
@@ -35,7 +36,7 @@ class StubChild:
     alive = True
 
     def __init__(self, handler: Callable[[httpx.Request], httpx.Response]) -> None:
-        self.client = httpx.AsyncClient(base_url="http://child", transport=httpx.MockTransport(handler))
+        self.client = http_client("http://child", httpx.Timeout(5), transport=httpx.MockTransport(handler))
 
     async def settle(self) -> None:
         self.alive = False
@@ -123,10 +124,25 @@ async def test_pings_and_line_separators_do_not_disturb_a_stream() -> None:
     ]
 
 
+async def test_tokens_that_are_there_at_once_are_one_piece_with_the_last_ones_count() -> None:
+    counts = [{"tokens_evaluated": 3, "tokens_predicted": number} for number in (1, 2)]
+    answer = sse({"content": "a", **counts[0]}, {"content": "b", **counts[1]}, LAST)
+    assert await events(engine_that(answer)) == [
+        Piece("ab", Usage(3, 2), 2),
+        Finished(FinishReason.STOP, Usage(3, 2)),
+    ]
+    seen = []
+    with pytest.raises(EngineFailed):
+        async for event in engine_that(sse({"content": "a"}, {"error": "odd"})).generate(asked()):
+            seen.append(event)
+    assert seen == [Piece("a")]
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
         (sse({"content": "a"}), EngineUnavailable),
+        (sse({"content": ["a"]}), EngineFailed),
         (httpx.Response(200, content=b""), EngineUnavailable),
         (httpx.Response(200, content=b"data: {broken\n\n"), EngineFailed),
         (httpx.Response(200, content=b"data: [1]\n\n"), EngineFailed),

@@ -27,13 +27,18 @@ def answered(*chunks: bytes, endless: bytes = b"") -> tuple[httpx.Response, list
 
 async def test_lines_end_at_newlines_only_wherever_chunks_end() -> None:
     response, _ = answered(b'{"a":"\xe2\x80', b'\xa8"}\r\n\n{"b"', b':1}\n{"c":2}')
-    assert [line async for line in lines(response)] == [b'{"a":"\xe2\x80\xa8"}', b'{"b":1}', b'{"c":2}']
+    assert [line async for line in lines(response)] == [[b'{"a":"\xe2\x80\xa8"}'], [b'{"b":1}'], [b'{"c":2}']]
+
+
+async def test_lines_that_come_at_once_are_given_at_once() -> None:
+    response, _ = answered(b"a\nb\n\nc", b"\nd\n", b"\n", b"e")
+    assert [there async for there in lines(response)] == [[b"a", b"b"], [b"c", b"d"], [b"e"]]
 
 
 async def test_a_line_without_end_is_given_up_at_its_limit() -> None:
     response, read = answered(b"first\n", endless=b"x" * 65536)
     source = lines(response)
-    assert await anext(source) == b"first"
+    assert await anext(source) == [b"first"]
     with pytest.raises(EngineFailed, match=f"more than {MAX_LINE_BYTES} bytes"):
         await anext(source)
     assert read == [MAX_LINE_BYTES // 65536 + 1]

@@ -106,7 +106,32 @@ async def test_a_stream_that_ends_without_its_last_word_is_unavailable() -> None
     with pytest.raises(EngineUnavailable, match="ended before"):
         async for event in engine.generate(asked()):
             seen.append(event)
-    assert seen == [Piece("a"), Piece("b")]
+    assert seen == [Piece("ab", tokens=2)]
+
+
+async def test_tokens_that_are_there_at_once_are_one_piece_and_none_waits_for_another() -> None:
+    async def stream() -> Any:
+        for texts in (["a"], ["b", "", "c"]):
+            yield b"".join(json.dumps({"response": text}).encode() + b"\n" for text in texts)
+        yield json.dumps({"response": "d"}).encode() + b"\n" + json.dumps(DONE).encode()
+
+    assert await events(engine_that(httpx.Response(200, content=stream()))) == [
+        Piece("a"),
+        Piece("bc", tokens=2),
+        Piece("d"),
+        Finished(FinishReason.STOP, Usage(3, 2)),
+    ]
+
+
+async def test_what_is_wrong_comes_after_the_tokens_before_it_and_so_does_the_limit() -> None:
+    broken = engine_that(ndjson({"response": "a"}, {"response": "b"}, {"response": "\ud800"}))
+    endless = engine_that(ndjson(*[{"response": "a"}] * 9))
+    for engine, text, tokens, fault in ((broken, "ab", 2, "not JSON"), (endless, "aaa", 3, "more tokens")):
+        seen = []
+        with pytest.raises(EngineFailed, match=fault):
+            async for event in engine.generate(asked(sampling=Sampling(max_tokens=3))):
+                seen.append(event)
+        assert seen == [Piece(text, tokens=tokens)]
 
 
 async def test_a_stream_that_ollama_ends_because_of_repetition_ends_by_length() -> None:
@@ -118,8 +143,8 @@ async def test_a_stream_that_ollama_ends_because_of_repetition_ends_by_length() 
             return ndjson(*[{"response": " la"}] * 31)
         return httpx.Response(200, json={**DONE, "prompt_eval_count": 9})
 
-    *pieces, last = await events(engine_that(handler))
-    assert pieces == [Piece(" la")] * 31
+    piece, last = await events(engine_that(handler))
+    assert piece == Piece(" la" * 31, tokens=31)
     assert last == Finished(FinishReason.LENGTH, Usage(9, 32))
     assert bodies[1]["options"] == {**bodies[0]["options"], "num_predict": 1}
 
@@ -322,3 +347,22 @@ def test_an_ollama_of_ours_inherits_no_secret_no_proxy_and_no_setting_of_another
     assert told["OLLAMA_NUM_PARALLEL"] == "3"
     assert not {name for name in told if "proxy" in name.lower() or name.startswith("AGENTLOOP_")}
     assert "OLLAMA_DEBUG" not in told
+
+
+async def test_an_ollama_below_a_path_is_asked_there_with_json_and_its_limits() -> None:
+    seen: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        seen.append(request)
+        return ndjson(DONE)
+
+    transport = httpx.MockTransport(handler)
+    await events(OllamaEngine("https://hosts/ollama/", transport=transport))
+    await events(OllamaEngine("127.0.0.1:1", transport=transport))
+    assert [str(request.url) for request in seen] == [
+        "https://hosts/ollama/api/generate",
+        "http://127.0.0.1:1/api/generate",
+    ]
+    assert seen[0].headers["content-type"] == "application/json"
+    assert int(seen[0].headers["content-length"]) == len(seen[0].content)
+    assert seen[0].extensions["timeout"]["read"] == 600
