@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Self
 
-from grpc_server.domain.errors import EngineUnavailable
 from grpc_server.domain.ports import Finished, Piece
 from grpc_server.uninterrupted import uninterrupted
 
@@ -39,14 +38,7 @@ class Ahead:
         return anext(self._events)
 
     async def _first(self) -> Event:
-        try:
-            first = await self._begun
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # Nobody has cancelled the caller: a library's own cancellation got out of it.
-            raise EngineUnavailable("the engine's stream broke off before it began; ask again") from error
+        first = await self._begun
         if first is None:
             raise StopAsyncIteration
         return first

@@ -23,6 +23,7 @@ from uuid6 import uuid7
 
 from grpc_server.admission import Admission
 from grpc_server.ahead import Ahead
+from grpc_server.cancellation import asked_for
 from grpc_server.domain import rules
 from grpc_server.domain.errors import (
     ELSEWHERE,
@@ -372,6 +373,17 @@ class Inference:
         await running.emit(Started(start.id, running.answering))
 
     async def _stream(
+        self, running: Running, request: InferenceRequest, start: InferenceStarted, generation: Generation
+    ) -> None:
+        """Send the answer as it comes. A cancellation that nobody asked for is the engine's failure."""
+        try:
+            await self._streamed(running, request, start, generation)
+        except asyncio.CancelledError as error:
+            if asked_for(error):
+                raise
+            raise EngineUnavailable("the engine's stream broke off; ask again") from error
+
+    async def _streamed(
         self, running: Running, request: InferenceRequest, start: InferenceStarted, generation: Generation
     ) -> None:
         """Send text as it comes, but hold back to its end what begins like a tool call."""

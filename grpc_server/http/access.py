@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from grpc_server.bearer import KEY, token_in
+from grpc_server.cancellation import CallerGone
 from grpc_server.domain.errors import InvalidArgument, PermissionDenied, Unauthenticated
 from grpc_server.domain.ports import Authenticator
 from grpc_server.domain.types import Caller, JsonObject, Scope
@@ -121,12 +122,12 @@ def _too_large() -> BodyTooLarge:
 
 
 async def taken(send: Awaitable[None], seconds: float) -> None:
-    """Await a `send`. Raises CancelledError if the caller takes nothing for so long: as if it had gone."""
+    """Await a `send`. Raises CallerGone if the caller takes nothing for so long."""
     try:
         async with asyncio.timeout(seconds):
             await send
     except TimeoutError as error:
-        raise asyncio.CancelledError from error
+        raise CallerGone from error
 
 
 async def unless_gone(receive: Receive, work: Coroutine[Any, Any, None]) -> bool:

@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
+from grpc_server.cancellation import CallerGone
 from grpc_server.domain import types
 from grpc_server.domain.errors import DeadlineExceeded, InvalidArgument
 from grpc_server.domain.plain import plain
@@ -101,7 +102,7 @@ class ChatSocket:
                 text = json.dumps(event_json(event), ensure_ascii=False)
                 await taken(socket.send_text(text), self._unread_seconds)
             except WebSocketDisconnect as error:  # the caller has gone, and we are not yet cancelled
-                raise asyncio.CancelledError from error
+                raise CallerGone from error
 
         try:
             asked = await _message(socket, "the request", completion_request)

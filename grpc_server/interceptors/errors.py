@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import grpc
 
+from grpc_server.cancellation import asked_for
 from grpc_server.domain import errors
 from grpc_server.interceptors import status
 from grpc_server.interceptors.wrap import Call, Interceptor, wrap
@@ -41,10 +43,19 @@ class ErrorInterceptor(Interceptor):
                 await context.abort(
                     *status.made(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not offered", "UNIMPLEMENTED")
                 )
+            except asyncio.CancelledError as error:
+                if asked_for(error):
+                    raise
+                await context.abort(*_unexpected(method))
             except Exception:
-                reference = uuid.uuid4().hex[:12]
-                log.exception("unexpected error", extra={"method": method, "reference": reference})
-                text = f"internal error; the server's log has it as {reference}"
-                await context.abort(*status.made(grpc.StatusCode.INTERNAL, text, "INTERNAL"))
+                await context.abort(*_unexpected(method))
 
         return wrap(handler, around)
+
+
+def _unexpected(method: str) -> tuple[grpc.StatusCode, str, status.Trailers]:
+    """What the caller of a method is told of the error that is being handled, which the log has whole."""
+    reference = uuid.uuid4().hex[:12]
+    log.exception("unexpected error", extra={"method": method, "reference": reference})
+    text = f"internal error; the server's log has it as {reference}"
+    return status.made(grpc.StatusCode.INTERNAL, text, "INTERNAL")

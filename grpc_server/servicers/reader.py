@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import grpc
 
+from grpc_server.cancellation import CallerGone
+
 _GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
 """What gRPC raises from a write to a call that has ended: its core refuses, or it knows of the end."""
 
@@ -47,12 +49,12 @@ class Reader:
             self._timer.cancel()
 
     async def write(self, response: Any) -> None:
-        """Send it. Raises CancelledError if the caller has gone, even where gRPC has not cancelled us yet."""
+        """Send it. Raises CallerGone if the caller has, and gRPC has not cancelled us yet."""
         self._since = self._loop.time()
         try:
             await self._context.write(response)
         except _GONE as error:
-            raise asyncio.CancelledError from error
+            raise CallerGone from error
         finally:
             self._since = None
 

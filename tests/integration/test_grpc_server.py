@@ -57,10 +57,11 @@ async def test_a_tool_call_arrives_as_one(tmp_path: Path) -> None:
         (EngineUnavailable("the engine is down"), grpc.StatusCode.UNAVAILABLE, "the engine is down"),
         (EngineFailed("nonsense"), grpc.StatusCode.INTERNAL, "nonsense"),
         (RuntimeError("a secret"), grpc.StatusCode.INTERNAL, "internal error; the server's log has it as"),
+        (asyncio.CancelledError("a secret"), grpc.StatusCode.UNAVAILABLE, "the engine's stream broke off"),
     ],
 )
 async def test_an_engine_that_fails_ends_the_stream_with_its_status_and_no_secret(
-    tmp_path: Path, fail: Exception, code: grpc.StatusCode, text: str
+    tmp_path: Path, fail: BaseException, code: grpc.StatusCode, text: str
 ) -> None:
     async with Bench(FakeEngine(fail=fail, hold_at=2)).run(tmp_path) as bench:
         error = await status_of(bench.chat_stub.Chat(hello(), metadata=bearer("al_infer")))
@@ -69,6 +70,19 @@ async def test_an_engine_that_fails_ends_the_stream_with_its_status_and_no_secre
         assert "secret" not in repr(error)
         await bench.until_ended()
         assert bench.spool.ends[0].status is Status.ERROR
+
+
+async def test_a_caller_is_not_told_to_have_cancelled_what_it_waits_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled(model_version: str, prompt: str) -> int:
+        raise asyncio.CancelledError
+
+    async with Bench().run(tmp_path) as bench:
+        monkeypatch.setattr(bench.engine, "count_tokens", cancelled)
+        request = pb.CountTokensRequest(chat=hello())
+        error = await status_of(bench.chat_stub.CountTokens(request, metadata=bearer("al_infer")))
+        assert error.code() is grpc.StatusCode.INTERNAL
 
 
 async def test_a_caller_who_cancels_stops_the_engine_at_once(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from grpc_server.admission import Admission
+from grpc_server.cancellation import CallerGone
 from grpc_server.domain.errors import (
     AgentLoopError,
     DeadlineExceeded,
@@ -509,11 +510,20 @@ async def test_a_caller_who_goes_away_while_an_event_is_sent_is_logged_as_cancel
 
     async def emit(event: ChatEvent) -> None:
         if isinstance(event, TextDelta):
-            raise asyncio.CancelledError
+            raise CallerGone
 
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(CallerGone):
         await bench.pipeline.chat(CALLER, ask(), emit)
     assert bench.end().status is Status.CANCELLED
+    assert bench.engine.running == 0
+
+
+@pytest.mark.parametrize("at", [0, 2])
+async def test_a_cancellation_that_nobody_asked_for_is_the_engines_failure(at: int) -> None:
+    bench = Bench(FakeEngine(fail=asyncio.CancelledError(), hold_at=at))
+    with pytest.raises(EngineUnavailable, match="broke off"):
+        await bench.chat()
+    assert bench.end().status is Status.ERROR
     assert bench.engine.running == 0
 
 
