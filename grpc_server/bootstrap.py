@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -56,6 +57,8 @@ log = logging.getLogger(__name__)
 ALIASES = ("default", "agent")
 """What a new installation routes to its base model."""
 GPU_SECONDS = 2.0
+COLLECTED_AFTER = 10_000
+"""Objects more than before, of those that may be part of a cycle: some MiB at most."""
 FLUSH_SECONDS = 10.0
 """What Postgres gets to take the rest of the spool; what it does not take stays on disk."""
 
@@ -199,6 +202,7 @@ async def serve(settings: Settings, *, migrate: bool = False) -> None:
     try:
         async with service(settings, migrate=migrate) as running:
             ready = True
+            _leave_to_stay()
             addresses = {"grpc_address": running.grpc_address, "http_address": running.http_address}
             log.info("ready", extra=addresses)
             await stop.wait()
@@ -207,6 +211,17 @@ async def serve(settings: Settings, *, migrate: bool = False) -> None:
             raise
         main.uncancel()
     log.info("stopped")
+
+
+def _leave_to_stay() -> None:
+    """Have the garbage collector pass over what was made by now, and look for cycles less often.
+
+    A server's modules and parts are 160,000 objects. To look through them took a seventh of the processor's
+    time under load, and held every stream up for 80 ms now and then.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECTED_AFTER)
 
 
 @contextlib.asynccontextmanager

@@ -19,7 +19,7 @@ from grpc_server.domain.ports import LogStore
 from grpc_server.domain.types import LogRecord
 
 BATCH_RECORDS = 500
-LINGER_SECONDS = 0.05
+LINGER_SECONDS = 0.2
 """How long a batch may gather: a commit of the database costs about as much as 50 records."""
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 5.0

@@ -349,6 +349,7 @@ class Inference:
         await running.emit(Completed(end.finish_reason, end.usage, end.timings))
 
     async def _accept(self, running: Running, start: InferenceStarted) -> None:
+        await asyncio.sleep(0)  # the engine's question leaves first: the record's way wakes other processes
         await self._spool.append(start)
         running.accepted = True
         self._accepted[start.id] = running

@@ -25,6 +25,11 @@ def silent() -> trace.Tracer:
     return trace.NoOpTracerProvider().get_tracer(SCOPE)
 
 
+def records(tracer: trace.Tracer) -> bool:
+    """Whether its spans are kept; where they are not, what would only make them stays out of the way."""
+    return not isinstance(tracer, trace.NoOpTracer)
+
+
 def context_of(metadata: Iterable[tuple[str, str | bytes]] | None) -> Context:
     """The context that a caller sends; an empty one where it sends none, several, or what is none."""
     values = [value for key, value in metadata or () if key == KEY]
@@ -53,6 +58,9 @@ def failed(span: trace.Span, error: BaseException) -> None:
 @contextlib.contextmanager
 def spanning(tracer: trace.Tracer, name: str, **options: Any) -> Iterator[trace.Span]:
     """A span around the block, marked if that fails; options are those of `Tracer.start_as_current_span`."""
+    if not records(tracer):
+        yield trace.INVALID_SPAN
+        return
     with tracer.start_as_current_span(
         name, record_exception=False, set_status_on_exception=False, **options
     ) as span:

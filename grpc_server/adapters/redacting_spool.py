@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import os
 import re
 import secrets
@@ -75,13 +76,14 @@ class RedactingSpool:
         if isinstance(record, ServerStarted):
             await self._spool.append(record)
             return
-        aside = asyncio.to_thread if _is_large(record) else _here
+        texts = _few_texts(record)
+        aside = asyncio.to_thread if texts is None else _here
         if self._is_without_text(record):
             kept = await aside(lambda: without_text(record, self._digest))
         elif self._mode == "off":
             kept = record
         else:
-            kept = await self._scanned(record, aside)
+            kept = await self._scanned(record, texts, aside)
         await self._appended(kept)
         if not isinstance(kept, ServerStarted):
             for kind, times in kept.redacted.items():
@@ -120,15 +122,13 @@ class RedactingSpool:
         return hmac.new(self._key, text.encode("utf-8", "surrogatepass"), hashlib.sha256).hexdigest()
 
     async def _scanned(
-        self, record: InferenceStarted | InferenceEnded | Feedback, aside: _Aside
+        self,
+        record: InferenceStarted | InferenceEnded | Feedback,
+        texts: list[str] | None,
+        aside: _Aside,
     ) -> LogRecord:
-        texts: list[str] = []
-
-        def taken(text: str) -> str:
-            texts.append(text)
-            return text
-
-        await aside(lambda: changed(record, taken))
+        if texts is None:
+            texts = await asyncio.to_thread(lambda: _texts(record))
         if not any(texts):
             return record
         try:
@@ -211,21 +211,29 @@ class _Large(Exception):  # noqa: N818 - ends a count
     pass
 
 
-def _is_large(record: LogRecord) -> bool:
-    texts = characters = 0
+def _few_texts(record: LogRecord) -> list[str] | None:
+    """The record's texts; None for a large one, whose texts are many or long."""
+    try:
+        return _texts(record, _MANY_TEXTS, _MANY_CHARACTERS)
+    except _Large:
+        return None
 
-    def count(text: str) -> str:
-        nonlocal texts, characters
-        texts, characters = texts + 1, characters + len(text)
-        if texts > _MANY_TEXTS or characters > _MANY_CHARACTERS:
+
+def _texts(record: LogRecord, most: float = math.inf, characters: float = math.inf) -> list[str]:
+    """The record's texts, in the order of `changed`. Raises _Large for more, or longer ones, than these."""
+    texts: list[str] = []
+    left = characters
+
+    def taken(text: str) -> str:
+        nonlocal left
+        texts.append(text)
+        left -= len(text)
+        if len(texts) > most or left < 0:
             raise _Large
         return text
 
-    try:
-        changed(record, count)
-    except _Large:
-        return True
-    return False
+    changed(record, taken)
+    return texts
 
 
 def _noted(record: LogRecord, found: dict[str, int]) -> LogRecord:

@@ -20,12 +20,12 @@ from opentelemetry.util.types import AttributeValue
 
 from grpc_server.domain.ports import Engine, Finished, Generation, LogStore, Piece, Spool
 from grpc_server.domain.types import Embeddings, InferenceEnded, InferenceStarted, LogRecord
-from grpc_server.tracing import KEY, context_of, failed, spanning, traceparent
+from grpc_server.tracing import KEY, context_of, failed, records, spanning, traceparent
 
 
 def traced_engine(engine: Engine, tracer: Tracer) -> Engine:
     """`engine`, with a span for each generation, from the question to the last token."""
-    return cast("Engine", _TracedEngine(engine, tracer))
+    return cast("Engine", _TracedEngine(engine, tracer)) if records(tracer) else engine
 
 
 def traced_spool(spool: Spool, tracer: Tracer) -> Spool:
@@ -35,7 +35,7 @@ def traced_spool(spool: Spool, tracer: Tracer) -> Spool:
 
 def traced_store(store: LogStore, tracer: Tracer) -> LogStore:
     """`store`, with a span for each batch, linked to the inferences that begin in it."""
-    return cast("LogStore", _TracedStore(store, tracer))
+    return cast("LogStore", _TracedStore(store, tracer)) if records(tracer) else store
 
 
 class _Around:
@@ -111,8 +111,9 @@ class _TracedSpool(_Around):
 
     async def append(self, record: LogRecord) -> None:
         """Append; the call's own span is told which inference it is, and how that ended."""
-        self._tell(get_current_span(), record)
-        if isinstance(record, InferenceStarted):
+        span = get_current_span()
+        self._tell(span, record)
+        if isinstance(record, InferenceStarted) and span.get_span_context().is_valid:
             record = replace(record, traceparent=traceparent())
         attributes = {"agentloop.record": type(record).__name__}
         with spanning(self._tracer, "spool append", attributes=attributes):

@@ -10,7 +10,7 @@ from opentelemetry.trace import SpanKind, StatusCode, Tracer
 
 from grpc_server.interceptors.auth import OPEN
 from grpc_server.interceptors.wrap import Call, Interceptor, wrap
-from grpc_server.tracing import context_of
+from grpc_server.tracing import KEY, context_of, records
 
 _OURS = frozenset(
     code.value[0]
@@ -37,12 +37,17 @@ class TraceInterceptor(Interceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """The method's handler, inside a span; health checks have none."""
+        """The method's handler, inside a span; health checks have none.
+
+        Where nothing is recorded, only a caller's own trace is of interest: log lines name it.
+        """
         handler = await continuation(handler_call_details)
-        method = handler_call_details.method
+        method, metadata = handler_call_details.method, handler_call_details.invocation_metadata
         if handler is None or method in OPEN:
             return handler
-        parent = context_of(handler_call_details.invocation_metadata)
+        if not records(self._tracer) and all(key != KEY for key, _ in metadata or ()):
+            return handler
+        parent = context_of(metadata)
         service, _, name = method.removeprefix("/").partition("/")
 
         async def around(context: grpc.aio.ServicerContext[Any, Any], call: Call) -> Any:

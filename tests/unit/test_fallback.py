@@ -177,6 +177,9 @@ async def test_started_comes_at_once_where_no_other_version_could_answer() -> No
     made = bench(FakeEngine(hold=hold), targets=(Target(BASE, TargetRole.STABLE, 100),))
     task = asyncio.create_task(made.chat())
     await asyncio.wait_for(made.engine.streaming.wait(), 5)
+    async with asyncio.timeout(5):
+        while not made.seen.events:  # noqa: ASYNC110 - only turns of the loop
+            await asyncio.sleep(0)
     assert [type(event) for event in made.seen.events] == [Started]
     hold.set()
     await task
