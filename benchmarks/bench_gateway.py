@@ -6,12 +6,16 @@ requests, in an order drawn anew each turn, by one client in a process of its ow
 engine. `added` is our percentile less that of the same engine asked directly; `±` lines are half of its 95
 % bootstrap interval.
 
-At 1 and at 8 streams the engine is Ollama with Gemma 3 270M (Q4_K_M) on half of the cores; servers and
-client are on the other half. At 64 streams it is an HTTP server that speaks Ollama's API, and writes the
-first token after 200 ms and 40 tokens a second a stream; the client is on its cores. Messages are counted
-at 64 streams of 256 tokens on 8 connections, from an engine that does not wait, beside a grpc.aio server
-that has the same messages in memory. Postgres has no cores of its own. LiteLLM runs with one worker, and
-without its own Postgres log (Prisma's engine is no package of a registry), which is in its favour.
+At 1 and at 8 streams the engine is Ollama with Gemma 3 270M (Q4_K_M) on half of the cores; servers, Postgres
+and client are on the other half. At 64 streams it is an HTTP server that speaks Ollama's API, and writes the
+first token after 200 ms and 40 tokens a second a stream; the client is on its cores. LiteLLM runs with one
+worker, and without its own Postgres log (Prisma's engine is no package of a registry), in its favour.
+
+Beside a grpc.aio server that has its answers in memory, at 64 streams of 256 tokens on 8 connections: tokens
+a second that reach callers from an engine that does not wait, where the gateway joins those that are there at
+once into one message, and the bare server sends each by itself; and messages for the same processor time,
+where tokens come one by one, every 16 ms, at both. `us_…` lines divide the gateway's processor time: of a
+request with an answer of one token, and of such a message.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -33,6 +37,7 @@ from benchmarks.gateway import figures, litellm
 from benchmarks.gateway.asking import Asked
 from benchmarks.gateway.cores import OTHERS, SERVERS, on
 from benchmarks.gateway.parts import COPY, MODEL, Worker, bare_server, gateway, ollama
+from benchmarks.gateway.spent import spent
 from benchmarks.line import Line
 from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.scripted_ollama import Script, ScriptedOllama
@@ -45,7 +50,8 @@ PLACES = 8
 MANY = 64
 CONNECTIONS = 8
 ANSWER_TOKENS = 256
-MESSAGES = 1_000_000
+PACE_MS = 16
+TOKENS = 1_000_000
 FLAT_MIB = 8
 Samples = dict[str, list[float]]
 
@@ -54,7 +60,8 @@ def run() -> Iterator[Line]:
     """Measure against Ollama, then against constant delays, then messages and memory."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=BASE.parent)))
-        postgres = stack.enter_context(LocalPostgres(folder / "postgres"))
+        with on(SERVERS):
+            postgres = stack.enter_context(LocalPostgres(folder / "postgres"))
         scripted = ScriptedOllama()
         with on(OTHERS):
             stack.enter_context(scripted)
@@ -102,9 +109,11 @@ def _against_constant_delays(
         asked = _paths(scripted.url, server.grpc_address, token, proxy.url, tokens=32, cores=OTHERS)
         samples = _in_turns(client, asked, MANY, 6, 3 * MANY)
         yield from _latency(samples, f"at_{MANY}_streams", "an engine of constant delay")
-        scripted.play(Script())
         assert server.process is not None
-        yield from _messages(server.grpc_address, token, psutil.Process(server.process.pid))
+        counted = _Counted(
+            server.grpc_address, token, psutil.Process(server.process.pid), postgres.pid or 0, scripted
+        )
+        yield from counted.lines()
 
 
 def _litellm(folder: Path, models: dict[str, tuple[str, str, dict[str, int]]]) -> litellm.LiteLLM:
@@ -170,52 +179,89 @@ def _latency(samples: Samples, at: str, engine: str) -> list[Line]:
 # Messages and memory
 
 
-def _messages(address: str, token: str, process: psutil.Process) -> Iterator[Line]:
-    """Messages a second beside the bare server's, in turns; then memory over many."""
-    with (
-        bare_server() as (bare_address, bare_process),
-        Worker("benchmarks.gateway.counting", OTHERS) as client,
-    ):
+@dataclass
+class _Counted:
+    """The gateway beside a bare server: who is asked, and what stands behind it."""
 
-        def counted(who: str, seconds: float, messages: int = 0) -> dict[str, float]:
-            answer: dict[str, float] = client.ask(
-                {
-                    "address": who,
-                    "token": token,
-                    "streams": MANY,
-                    "connections": CONNECTIONS,
-                    "tokens": ANSWER_TOKENS,
-                    "seconds": seconds,
-                    "messages": messages,
-                }
-            )
-            return answer
+    address: str
+    token: str
+    process: psutil.Process
+    postgres: int
+    scripted: ScriptedOllama
+    client: Worker = field(init=False)
 
-        rates: dict[str, list[float]] = {address: [], bare_address: []}
-        busy: dict[str, list[float]] = {address: [], bare_address: []}
-        processes = {address: process, bare_address: bare_process}
-        for turn in range(1 + max(1, round(5 * SHARE))):
-            for who in rates:
-                before = _busy(processes[who])
-                found = counted(who, 3 if turn else 1)
+    def lines(self) -> Iterator[Line]:
+        with Worker("benchmarks.gateway.counting", OTHERS) as self.client:
+            yield from self._tokens()
+            yield from self._messages()
+            yield from self._request()
+            yield from self._memory()
+
+    def _count(
+        self, address: str, *, tokens: int = ANSWER_TOKENS, seconds: float = 0, answers: int = 0
+    ) -> dict[str, float]:
+        asked = {"address": address, "token": self.token, "streams": MANY, "connections": CONNECTIONS}
+        answer: dict[str, float] = self.client.ask(
+            {**asked, "tokens": tokens, "seconds": seconds, "answers": answers}
+        )
+        return answer
+
+    def _in_turns(
+        self, bare: str, bare_process: psutil.Process, turns: int, seconds: float
+    ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+        """Tokens a second, and µs of the server's processor time a message, of both; the first turn warms."""
+        processes = {self.address: self.process, bare: bare_process}
+        rates: dict[str, list[float]] = {who: [] for who in processes}
+        busy: dict[str, list[float]] = {who: [] for who in processes}
+        for turn in range(1 + turns):
+            for who, process in processes.items():
+                before = _busy(process)
+                found = self._count(who, seconds=seconds if turn else min(seconds, 1))
                 if turn:
-                    rates[who].append(found["messages"] / found["seconds"])
-                    busy[who].append((_busy(processes[who]) - before) / found["messages"] * 1e6)
-        ours, theirs = (figures.percentile(rates[who], 50) for who in (address, bare_address))
+                    rates[who].append(found["answers"] * ANSWER_TOKENS / found["seconds"])
+                    busy[who].append((_busy(process) - before) / found["messages"] * 1e6)
+        return rates, busy
+
+    def _tokens(self) -> Iterator[Line]:
+        self.scripted.play(Script())
+        with bare_server() as (bare, process):
+            rates, _ = self._in_turns(bare, process, max(1, round(5 * SHARE)), 3)
+        ours, theirs = (figures.percentile(rates[who], 50) for who in (self.address, bare))
+        peer = "a bare grpc.aio server, a token a message"
+        yield Line("gateway", "tokens_per_s", ours, "tokens/s", peer, theirs)
+        yield Line("gateway", "tokens_vs_bare_grpc", ours / theirs, "ratio", peer, 1.0, ">= 0.8")
+
+    def _messages(self) -> Iterator[Line]:
+        self.scripted.play(Script(token_ms=PACE_MS))
+        with bare_server(PACE_MS) as (bare, process):
+            _, busy = self._in_turns(bare, process, max(1, round(3 * SHARE)), 0)
+        ours, theirs = (figures.percentile(busy[who], 50) for who in (self.address, bare))
         peer = "a bare grpc.aio server"
-        yield Line("gateway", "messages_per_s", ours, "messages/s", peer, theirs)
-        yield Line("gateway", "messages_vs_bare_grpc", ours / theirs, "ratio", peer, 1.0, ">= 0.8")
-        used = [figures.percentile(busy[who], 50) for who in (address, bare_address)]
-        yield Line("gateway", "server_time_per_message", used[0], "µs", peer, used[1])
-        many = round(MESSAGES * SHARE)
-        growth = memory_growth(process, lambda: counted(address, 0, many))
+        yield Line("gateway", "server_time_per_message", ours, "µs", peer, theirs)
+        yield Line("gateway", "messages_vs_bare_grpc", theirs / ours, "ratio", peer, 1.0, ">= 0.8")
+        yield from self._divided("message", "messages", lambda: self._count(self.address))
+
+    def _request(self) -> Iterator[Line]:
+        self.scripted.play(Script())
+        self._count(self.address, tokens=1, seconds=1)
+        yield from self._divided("request", "answers", lambda: self._count(self.address, tokens=1, seconds=4))
+
+    def _divided(self, what: str, by: str, work: Callable[[], dict[str, float]]) -> Iterator[Line]:
+        found, used = spent(self.process.pid, self.postgres, work)
+        total = sum(used.values()) / found[by]
+        for part, us in sorted(used.items(), key=lambda item: -item[1]):
+            yield Line("gateway", f"us_a_{what}: {part}", us / found[by], "µs", "all together", total)
+
+    def _memory(self) -> Iterator[Line]:
+        answers = round(TOKENS * SHARE / ANSWER_TOKENS)
+        growth = memory_growth(self.process, lambda: self._count(self.address, answers=answers))
         yield Line(
             "gateway",
-            f"memory_growth_over_{many}_messages",
+            f"memory_growth_over_{answers * ANSWER_TOKENS}_tokens",
             growth,
             "MiB",
             "itself before",
-            process.memory_info().rss / (1 << 20) - growth,
+            self.process.memory_info().rss / (1 << 20) - growth,
             f"<= {FLAT_MIB}",
         )
 

@@ -21,8 +21,10 @@ import grpc
 from agentloop.v1 import inference_pb2 as pb
 from agentloop.v1 import inference_pb2_grpc as rpc
 from grpc_server.domain import chat_format
-from grpc_server.domain.types import Message, Role
+from grpc_server.domain.types import Message, Role, Sampling
 
+DEFAULT = Sampling()
+"""How the gateway asks where a caller says nothing: the engine is asked directly for the same."""
 Times = tuple[float, float]
 """Milliseconds to the first text, and to the end."""
 
@@ -98,6 +100,11 @@ class Asker:
                 "num_batch": 512,
                 "num_predict": asked.tokens,
                 "temperature": 0,
+                "top_p": DEFAULT.top_p,
+                "top_k": DEFAULT.top_k,
+                "min_p": 0.0,
+                "repeat_penalty": 1.0,
+                "seed": -1,
                 "stop": list(chat_format.STOP),
             },
         }

@@ -1,19 +1,22 @@
 """A bare grpc.aio server, in a process of its own: the messages of an answer from memory, and nothing else.
 
 No token, no log, no engine, no counting: what any server in this language, on this library, can at most do.
-`python -m benchmarks.gateway.bare` prints its address, and ends when its standard input does.
+`python -m benchmarks.gateway.bare [MS]` prints its address, and ends when its standard input does. With MS it
+waits so long between two tokens of a stream.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import grpc
 
 from agentloop.v1 import inference_pb2 as pb
 
+PACE = float(sys.argv[1]) / 1000 if len(sys.argv) > 1 else 0.0
 WORDS = ("The", " weather", " in", " Oslo", " is", " fine", ",", " and")
 
 
@@ -22,7 +25,10 @@ async def chat(request: pb.ChatRequest, context: grpc.aio.ServicerContext[Any, A
     started = pb.Started(inference_id="0" * 36, model_version="gemma-3-270m:base")
     await context.write(pb.ChatResponse(started=started))
     count = request.sampling.max_tokens
+    began = time.monotonic()
     for index in range(count):
+        if index and PACE:
+            await asyncio.sleep(max(0.0, began + index * PACE - time.monotonic()))
         text = WORDS[index % len(WORDS)]
         await context.write(pb.ChatResponse(text_delta=pb.TextDelta(text=text)))
     completed = pb.Completed(

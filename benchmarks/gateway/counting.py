@@ -118,9 +118,9 @@ class _Connection:
 
 
 def count(
-    address: str, token: str, *, streams: int, connections: int, tokens: int, seconds: float, messages: int
+    address: str, token: str, *, streams: int, connections: int, tokens: int, seconds: float, answers: int
 ) -> dict[str, float]:
-    """Ask until `seconds` are over and `messages` have come; then let what runs end.
+    """Ask until `seconds` are over and `answers` have come; then let what runs end.
 
     Returns messages, answers, and the seconds from the first request to the last message.
     """
@@ -137,15 +137,21 @@ def count(
         while not all(connection.idle for connection in opened):
             for key, _ in selector.select(60):
                 key.data.read()
-            total = sum(connection.messages for connection in opened)
-            if total >= messages and time.perf_counter() - began >= seconds:
+            if (
+                sum(connection.answers for connection in opened) >= answers
+                and time.perf_counter() - began >= seconds
+            ):
                 for connection in opened:
                     connection.asking = False
     lasted = time.perf_counter() - began
     for connection in opened:
         connection.caller.socket.close()
-    answers = sum(connection.answers for connection in opened)
-    return {"messages": total, "answers": answers, "seconds": lasted}
+    messages = sum(connection.messages for connection in opened)
+    return {
+        "messages": messages,
+        "answers": sum(connection.answers for connection in opened),
+        "seconds": lasted,
+    }
 
 
 if __name__ == "__main__":

@@ -67,12 +67,12 @@ class Worker:
 
 
 @contextlib.contextmanager
-def bare_server() -> Iterator[tuple[str, psutil.Process]]:
-    """A bare grpc.aio server: its address and its process."""
+def bare_server(pace_ms: float = 0) -> Iterator[tuple[str, psutil.Process]]:
+    """A bare grpc.aio server, with so long between two tokens: its address and its process."""
     with (
         on(SERVERS),
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.gateway.bare"],
+            [sys.executable, "-m", "benchmarks.gateway.bare", str(pace_ms)],
             cwd=_ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
