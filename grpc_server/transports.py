@@ -66,6 +66,9 @@ OPTIONS: list[tuple[str, Any]] = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_metadata_size", 16 * 1024),
     ("grpc.max_concurrent_streams", 1000),
+    # gRPC's core cancels what the event loop has not taken for 30 s, and its caller, who still waits, reads
+    # CANCELLED. Until when it waits, the caller says.
+    ("grpc.server_max_unrequested_time_in_server", 3600),
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),

@@ -14,6 +14,9 @@ import grpc
 
 from grpc_server.cancellation import CallerGone
 
+HEAD_SECONDS = 1.0
+"""What a stream's head gets to leave, once its call is cancelled."""
+
 _GONE = (grpc.aio.InternalError, grpc.aio.UsageError)
 """What gRPC raises from a write to a call that has ended: its core refuses, or it knows of the end."""
 
@@ -31,6 +34,7 @@ class Reader:
         self._seconds = seconds
         self._loop = asyncio.get_running_loop()
         self._since: float | None = None
+        self._begun = False
         self._task: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -52,11 +56,32 @@ class Reader:
         """Send it. Raises CallerGone if the caller has, and gRPC has not cancelled us yet."""
         self._since = self._loop.time()
         try:
-            await self._context.write(response)
+            if self._begun:
+                await self._context.write(response)
+            else:
+                await self._begin(response)
         except _GONE as error:
             raise CallerGone from error
         finally:
             self._since = None
+
+    async def _begin(self, response: Any) -> None:
+        """Write the first response, with the stream's head. A cancellation takes effect when that has left.
+
+        gRPC notes that the head was sent when this write is over. To one that was torn off it would send
+        another head with the status, which its core refuses: the caller would wait for ever.
+        """
+        writing = asyncio.ensure_future(self._context.write(response))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait({writing}, timeout=HEAD_SECONDS)
+            if not writing.done():
+                writing.cancel()
+                raise CallerGone from None
+            writing.result()
+            raise
+        self._begun = True
 
     def _look(self) -> None:
         assert self._task is not None  # noqa: S101 - entered

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agentloop.v1 import inference_pb2 as pb
+from agentloop.v1 import inference_pb2_grpc
 from grpc_server.domain.errors import EngineFailed, EngineUnavailable
 from grpc_server.domain.types import Status
 from tests.fakes import BASE, FakeEngine
@@ -123,6 +126,23 @@ async def test_a_caller_without_a_deadline_gets_the_default_one(tmp_path: Path) 
         assert "no complete answer within 0.1 s" in (error.details() or "")
         await bench.until_ended()
         assert bench.spool.ends[0].status is Status.DEADLINE
+
+
+@pytest.mark.soak
+async def test_calls_that_a_stuck_server_takes_late_are_answered_not_cancelled(bench: Bench) -> None:
+    assert bench.running is not None
+    address, begun = bench.running.grpc_address, threading.Barrier(4)
+
+    def ask() -> int:
+        with grpc.insecure_channel(address) as channel:
+            call = inference_pb2_grpc.InferenceServiceStub(channel).Chat(hello(), metadata=bearer("al_infer"))
+            begun.wait(30)
+            return len(list(call))
+
+    asked = [asyncio.create_task(asyncio.to_thread(ask)) for _ in range(3)]
+    await asyncio.to_thread(begun.wait, 30)
+    time.sleep(32)  # noqa: ASYNC251 - the server's event loop stands still: gRPC's core gives up after 30 s
+    assert await asyncio.gather(*asked) == [6, 6, 6]
 
 
 async def test_health_is_open_and_serving(bench: Bench) -> None:
