@@ -1,4 +1,8 @@
-"""What every engine promises: asked of the embedded one, of a real Ollama, and of the unit tests' fake."""
+"""What every engine promises: asked of the embedded one, of a real Ollama, and of the unit tests' fake.
+
+In `make soak` a pool of two real Ollamas is asked, too; in `make test` only a few of these
+(test_ollama_hosts).
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ import shutil
 import stat
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -127,7 +132,29 @@ async def ollama(ollama_process: OllamaProcess, night: tuple[Path, str]) -> Asyn
         yield engine
 
 
-@pytest.fixture(params=["embedded", "ollama"])
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def ollamas(
+    tmp_path_factory: pytest.TempPathFactory, night: tuple[Path, str]
+) -> AsyncIterator[OllamaPool]:
+    """A pool of real ones, with as many places together as the other engines have."""
+    folders = [tmp_path_factory.mktemp(f"ollama {number}") for number in range(PARALLEL)]
+    async with AsyncExitStack() as stack:
+        made = [OllamaProcess(ollama_binary(), folder, parallel=1) for folder in folders]
+        urls = [(await stack.enter_async_context(process)).url for process in made]
+        engines = {url: OllamaEngine(url, context_tokens=CONTEXT, parallel=1) for url in urls}
+        pool = await stack.enter_async_context(OllamaPool(engines))
+        assert await pool.install(BASE, base_gguf(), BASE_SHA256)
+        assert await pool.install(NIGHT, *night)
+        await asyncio.gather(pool.load(BASE), pool.load(NIGHT))  # an answer would load it on one of them
+        yield pool
+    for folder in folders:
+        shutil.rmtree(folder)
+
+
+POOL = pytest.param("ollamas", marks=pytest.mark.soak)
+
+
+@pytest.fixture(params=["embedded", "ollama", POOL])
 def real(request: pytest.FixtureRequest) -> Engine:
     """Either of the real engines."""
     engine: Engine = request.getfixturevalue(request.param)
@@ -138,9 +165,9 @@ def fake(parallel: int) -> FakeEngine:
     return FakeEngine(scripted, models=(BASE, NIGHT), parallel=parallel)
 
 
-@pytest.fixture(params=["fake", "pool", "embedded", "ollama"])
+@pytest.fixture(params=["fake", "pool", "embedded", "ollama", POOL])
 def engine(request: pytest.FixtureRequest) -> Engine:
-    """Any engine; the pool is one over two fakes (over real Ollamas: test_ollama_hosts)."""
+    """Any engine; `pool` is one over two fakes."""
     if request.param == "fake":
         return fake(PARALLEL)
     if request.param == "pool":
@@ -424,7 +451,7 @@ async def test_an_installation_says_how_far_it_is(real: Engine, tmp_path: Path) 
     gguf, progress = tmp_path / "a.gguf", InstallProgress()
     assert await real.install("tiny:20260105T030000Z", gguf, write_tiny_gguf(gguf), progress)
     size = gguf.stat().st_size
-    assert progress == InstallProgress(InstallPhase.COPYING, size, size)
+    assert (progress.phase, progress.total_bytes, progress.done_bytes) == (InstallPhase.COPYING, size, size)
     assert await real.remove("tiny:20260105T030000Z")
 
 

@@ -1,4 +1,7 @@
-"""Two real Ollamas behind one engine: both answer, and while one is dead the other does."""
+"""Two real Ollamas behind one engine: both answer, and while one is dead the other does.
+
+They answer some of what every engine is asked (test_engine_conformance); all of it in `make soak`.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from grpc_server.domain.errors import NotFound
 from grpc_server.domain.ports import Generation
 from grpc_server.domain.types import Sampling
 from grpc_server.settings import Settings
+from tests.integration import test_engine_conformance as conformance
 from tests.integration.conftest_engine import (
     BASE_SHA256,
     answer,
@@ -60,6 +64,19 @@ async def pool(
         assert await engine.install(BASE, base_gguf(), BASE_SHA256)
         await engine.load(BASE)
         yield engine
+
+
+@pytest.fixture
+def engine(pool: OllamaPool) -> OllamaPool:
+    """What the cases of the conformance suite ask."""
+    return pool
+
+
+test_streams = conformance.test_an_answer_streams_in_pieces_and_ends_with_one_last_word
+test_stops = conformance.test_an_answer_ends_before_a_stop_string
+test_calls_tools = conformance.test_a_tool_call_is_held_to_the_schema_of_the_tools
+test_keeps_names = conformance.test_a_name_is_never_given_to_other_bytes
+test_knows_what_it_lacks = conformance.test_a_version_that_is_not_installed_is_not_found
 
 
 async def say(pool: OllamaPool, tokens: int = 3) -> str:
