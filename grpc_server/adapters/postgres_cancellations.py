@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Callable
 from uuid import UUID, uuid4
 
@@ -25,7 +26,8 @@ from grpc_server.domain.errors import Exhausted, StoreUnavailable, Unavailable
 WAIT_SECONDS = 1.0
 """What the others get to answer in."""
 MOST_WAITING = 64
-"""Cancellations that wait for others at once; they are cheap to ask for, and each is a transaction or two."""
+MOST_OF_A_CALLER = 8
+"""Cancellations that wait for others at once: they are cheap to ask for, and each is a transaction or two."""
 
 _LOOK = "SELECT caller, status, server_id FROM inference WHERE id = %s"
 _ASK = "INSERT INTO cancellation (id, inference_id, caller) VALUES (%s, %s, %s)"
@@ -52,13 +54,20 @@ class PostgresCancellations:
         self._store = store
         self._server_id = server_id
         self._waiting: dict[UUID, asyncio.Event] = {}
+        self._whose: Counter[str | None] = Counter()
 
     async def cancel(self, inference_id: UUID, caller: str | None) -> bool:
         """See `Elsewhere.cancel`."""
+        if self._whose[caller] >= MOST_OF_A_CALLER:
+            whose = "server" if caller is None else f"caller:{caller}"
+            raise Exhausted(
+                f"{MOST_OF_A_CALLER} of your cancellations wait for other servers; try again", subject=whose
+            )
         if len(self._waiting) >= MOST_WAITING:
-            raise Exhausted(f"{MOST_WAITING} cancellations wait for other servers already; try again")
+            raise Exhausted(f"{MOST_WAITING} cancellations wait for other servers; try again")
         ask = uuid4()
         self._waiting[ask] = answered = asyncio.Event()
+        self._whose[caller] += 1
         try:
             if not await self._ask(ask, inference_id, caller):
                 return False
@@ -73,6 +82,7 @@ class PostgresCancellations:
             ) from error
         finally:
             del self._waiting[ask]
+            self._whose -= Counter({caller: 1})  # keeps no caller at zero
 
     async def look(self) -> None:
         """End here what others ask for, and hear what they have answered: to be done at each notice."""

@@ -226,7 +226,8 @@ async def test_an_answer_is_found_even_where_no_notice_came(
 async def test_so_many_wait_and_no_more_and_old_ones_are_forgotten(
     servers: Servers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(postgres_cancellations, "MOST_WAITING", 1)
+    monkeypatch.setattr(postgres_cancellations, "MOST_WAITING", 2)
+    monkeypatch.setattr(postgres_cancellations, "MOST_OF_A_CALLER", 1)
     servers.query(
         "INSERT INTO cancellation (id, inference_id, asked_at) VALUES (%s, %s, now() - interval '1 hour')",
         uuid4(),
@@ -235,16 +236,20 @@ async def test_so_many_wait_and_no_more_and_old_ones_are_forgotten(
     store = PostgresStore(servers.dsn)
     await store.open()
     busy = PostgresCancellations(store, "busy")
-    waits = asyncio.create_task(busy.cancel(uuid4(), None))
+    waits = [asyncio.create_task(busy.cancel(uuid4(), caller)) for caller in ("billing", None)]
     await asyncio.sleep(0)
-    with pytest.raises(Exhausted, match="1 cancellations wait"):
-        await busy.cancel(uuid4(), None)
+    with pytest.raises(Exhausted, match="1 of your cancellations wait") as refused:
+        await busy.cancel(uuid4(), "billing")
+    assert refused.value.subject == "caller:billing"
+    with pytest.raises(Exhausted, match="2 cancellations wait"):
+        await busy.cancel(uuid4(), "travel-desk")
     async with asyncio.timeout(20):
         while servers.query("SELECT FROM cancellation WHERE asked_at < now() - interval '30 minutes'"):
             await asyncio.sleep(0.01)
-    waits.cancel()
-    await asyncio.gather(waits, return_exceptions=True)
-    assert busy._waiting == {}
+    for task in waits:
+        task.cancel()
+    await asyncio.gather(*waits, return_exceptions=True)
+    assert (busy._waiting, dict(busy._whose)) == ({}, {})
     await store.close()
 
 
