@@ -17,7 +17,7 @@ unexport VIRTUAL_ENV
 unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: .venv/installed ## install everything into .venv, from the lock file
 
@@ -79,6 +79,10 @@ rollback: install ## put the champion before a cycle back (CYCLE=<cycle id>), or
 gpu-monitor: install ## GPUs as they work: load, memory by process, temperature (ARGS=--once looks once)
 	$(BIN)/python -m grpc_server gpu-monitor $(ARGS)
 
+train-gemma-2b: install ## fine-tune Gemma 2 2B on a cycle's dataset (CYCLE=<cycle id> BASE_GGUF=<file>)
+	$(BIN)/python -m training finetune --config training/configs/gemma2-2b.yaml \
+		--cycle "cycles/$${CYCLE:?which cycle? CYCLE=<cycle id>}" --base-gguf "$${BASE_GGUF:?the base model? BASE_GGUF=<file>}" $(ARGS)
+
 wheel: ## build the wheel that callers install, into dist/
 	$(UV) build --wheel --package agentloop --out-dir dist
 
@@ -107,4 +111,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama spark serve prepare dag rollout rollback gpu-monitor wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama spark serve prepare dag rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state

@@ -7,52 +7,38 @@ inputs, options and processor give the same adapter.
 from __future__ import annotations
 
 import json
-import math
 import resource
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import psutil
 import torch
 import yaml
 
 from training import cycle, recipe
 from training.base import hugging_face_folder, stay_offline
+from training.checkpoint import Checkpoint, History
 from training.compute import compute_dtype
+from training.hardware import Applied, Hardware, check
 from training.recipe import Recipe
-from training.tensors import Example, check_end_of_turn, microbatches, plan_steps, read_examples
-
-if TYPE_CHECKING:
-    from training.qlora import Adapted
+from training.steps import Progress, train_adapter, unwatched
+from training.tensors import Example, check_end_of_turn, read_examples
+from training.world import World
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
-Progress = Callable[[int, int], None]
-
-
-def _unwatched(_done: int, _total: int) -> None:
-    """The progress that nobody looks at."""
-
-
-class LossNotFiniteError(RuntimeError):
-    """Training diverged."""
+WEIGHTS = {
+    "qlora": "adapter_model.safetensors",
+    "lora": "adapter_model.safetensors",
+    "full": "config.json",
+}
+"""The file that is there when what was trained is: of a whole model there may be several."""
 
 
 class NothingToTrainError(ValueError):
     """There is no example in the training set that fits."""
-
-
-@dataclass(slots=True)
-class History:
-    """What was written of each step so far, in order: the lines of `training.jsonl`."""
-
-    lines: list[dict[str, float]] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
 
 
 def run(
@@ -60,7 +46,7 @@ def run(
     base_gguf: Path,
     state_dir: Path,
     recipe_file: Path = recipe.DEFAULT,
-    progress: Progress = _unwatched,
+    progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Write `<cycle>/adapter/`, unless it is there of the same inputs; return what finetune.json holds.
 
@@ -76,40 +62,55 @@ def run(
         FileNotFoundError: if the training set, the base or the recipe is not there.
         MaskedEndOfTurnError: if an example does not teach where to stop.
         NothingToTrainError: if no example is short enough.
+        HardwareError: if the recipe asks for what this machine does not have.
         LossNotFiniteError: if the loss is no longer a number.
+        TooLittleMemoryError: if memory runs out at one example a microbatch.
     """
     options = recipe.read(recipe_file)
+    hardware = Hardware.here()
+    check(options, hardware)
     train = directory / "dataset" / "train.jsonl"
     inputs = cycle.inputs_of({"train.jsonl": train, "base": base_gguf}, options.model_dump())
     output = directory / "adapter"
-    if cycle.done(output / "finetune.json", inputs, [output / "adapter_model.safetensors"]):
+    if cycle.done(output / "finetune.json", inputs, [output / WEIGHTS[options.method]]):
         return cycle.read_json(output / "finetune.json")
     stay_offline()
-    from training.qlora import Adapted
-
-    with cycle.step(directory, "finetune", seed=options.seed, packages=PACKAGES, outputs=["adapter"]):
+    world = World.join()
+    step = cycle.step(directory, "finetune", seed=options.seed, packages=PACKAGES, outputs=["adapter"])
+    with step if world.first else nullcontext():
+        if world.first:
+            hugging_face_folder(base_gguf, state_dir)
+            Checkpoint.open(directory / "adapter.partial", inputs, options, state_dir)
+        world.wait()
         base = hugging_face_folder(base_gguf, state_dir)
+        checkpoint = Checkpoint.join(directory / "adapter.partial")
         examples, too_long = _examples(train, base, options)
-        checkpoint = Checkpoint.open(directory / "adapter.partial", inputs, options, state_dir)
-        adapted = Adapted(base, options, compute_dtype(checkpoint.dtype, state_dir))
-        history = train_adapter(adapted, examples, options, checkpoint, progress)
+        from training.adapted import load
+
+        adapted = load(base, options, compute_dtype(checkpoint.dtype, state_dir), hardware)
+        history = train_adapter(adapted, examples, options, checkpoint, progress, world)
+        world.wait()
         resolved = options.model_dump() | {"compute_dtype": checkpoint.dtype}
-        with cycle.new_directory(output) as building:
-            adapted.save(building)
-            _write_lines(building / "training.jsonl", history.lines)
-            (building / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-            found = {
-                "inputs": inputs,
-                "config": resolved,
-                "examples": len(examples),
-                "examples_too_long": too_long,
-                **_summary(history),
-                "threads": torch.get_num_threads(),
-                "seed": options.seed,
-                "versions": {name: version(name) for name in PACKAGES},
-            }
-            cycle.write_json(building / "finetune.json", found)
-        shutil.rmtree(checkpoint.folder)
+        found = {
+            "inputs": inputs,
+            "config": resolved,
+            "examples": len(examples),
+            "examples_too_long": too_long,
+            **_summary(history),
+            **_machine(hardware, adapted.run_as, world),
+            "seed": options.seed,
+            "versions": {name: version(name) for name in PACKAGES},
+        }
+        if world.first:
+            with cycle.new_directory(output) as building:
+                adapted.save(building)
+                _write_lines(building / "training.jsonl", history.lines)
+                (building / "config.yaml").write_text(
+                    yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8"
+                )
+                cycle.write_json(building / "finetune.json", found)
+            shutil.rmtree(checkpoint.folder)
+        world.leave()
     return found
 
 
@@ -128,131 +129,6 @@ def _examples(train: Path, base: Path, options: Recipe) -> tuple[list[Example], 
     return examples, len(every) - len(examples)
 
 
-def train_adapter(
-    adapted: Adapted,
-    examples: Sequence[Example],
-    options: Recipe,
-    checkpoint: Checkpoint,
-    progress: Progress = _unwatched,
-) -> History:
-    """Take every step of the plan that `checkpoint` has not taken yet; return the history of all."""
-    steps = plan_steps(
-        examples,
-        epochs=options.epochs,
-        batch_examples=options.batch_examples,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-    )
-    optimizer = torch.optim.AdamW(
-        adapted.masters,
-        lr=options.learning_rate,
-        betas=(0.9, options.adam_beta2),
-        weight_decay=options.weight_decay,
-    )
-    history = checkpoint.restore(adapted, optimizer)
-    progress(len(history.lines), len(steps))
-    for number in range(len(history.lines), len(steps)):
-        began = monotonic()
-        batch = [examples[index] for index in steps[number]]
-        rate = learning_rate(number, len(steps), options)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        loss = _step(adapted, optimizer, batch, options)
-        tokens, seconds = sum(map(len, batch)), monotonic() - began
-        history.tokens += tokens
-        history.seconds += seconds
-        history.lines.append(
-            {
-                "step": number + 1,
-                "loss": round(loss, 6),
-                "lr": rate,
-                "tokens_per_s": round(tokens / seconds, 1),
-                "memory_gb": round(psutil.Process().memory_info().rss / 1e9, 3),
-            }
-        )
-        if (number + 1) % options.checkpoint_steps == 0:
-            checkpoint.save(adapted, optimizer, history)
-        progress(number + 1, len(steps))
-    return history
-
-
-def _step(
-    adapted: Adapted, optimizer: torch.optim.Optimizer, batch: Sequence[Example], options: Recipe
-) -> float:
-    """One step of the optimizer; the mean loss before it, in nats a learned token."""
-    weight = sum(one.weight * one.learned for one in batch)
-    loss = 0.0
-    for group in microbatches(batch, options.microbatch_tokens):
-        part = adapted.loss(group) / weight
-        part.backward()  # type: ignore[no-untyped-call]
-        loss += part.item()
-    if not math.isfinite(loss):
-        raise LossNotFiniteError(f"the loss is {loss}; lower learning_rate in the recipe")
-    adapted.hand_over_gradients()
-    torch.nn.utils.clip_grad_norm_(adapted.masters, options.clip_gradient)
-    optimizer.step()
-    adapted.take_over_masters()
-    return loss
-
-
-def learning_rate(step: int, steps: int, options: Recipe) -> float:
-    """The learning rate of step `step` (from 0) of `steps`: a linear rise, then half a cosine down."""
-    rising = max(1, round(options.warmup_share * steps))
-    if step < rising:
-        return options.learning_rate * (step + 1) / rising
-    low = options.final_learning_rate_share
-    falling = 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
-    return options.learning_rate * (low + (1 - low) * falling)
-
-
-@dataclass(slots=True)
-class Checkpoint:
-    """The folder `adapter.partial/`: how far an unfinished training has come."""
-
-    folder: Path
-    dtype: str
-
-    @classmethod
-    def open(cls, folder: Path, inputs: dict[str, Any], options: Recipe, state_dir: Path) -> Checkpoint:
-        """The checkpoint of a training of these inputs; one of any others is thrown away."""
-        record = folder / "checkpoint.json"
-        if not cycle.done(record, inputs):
-            shutil.rmtree(folder, ignore_errors=True)
-            dtype = str(compute_dtype(options.compute_dtype, state_dir)).removeprefix("torch.")
-            cycle.write_json(record, {"inputs": inputs, "compute_dtype": dtype})
-        checkpoint = cls(folder, cycle.read_json(record)["compute_dtype"])
-        cycle.discard_unfinished(checkpoint._state)
-        return checkpoint
-
-    @property
-    def _state(self) -> Path:
-        return self.folder / "state.pt"
-
-    def save(self, adapted: Adapted, optimizer: torch.optim.Optimizer, history: History) -> None:
-        """Keep all that the next step depends on."""
-        state = {
-            "masters": [each.detach() for each in adapted.masters],
-            "optimizer": optimizer.state_dict(),
-            "random": torch.get_rng_state(),
-            "history": json.dumps([history.lines, history.tokens, history.seconds]),
-        }
-        with cycle.new_file(self._state) as building:
-            torch.save(state, building)
-
-    def restore(self, adapted: Adapted, optimizer: torch.optim.Optimizer) -> History:
-        """Set adapter, optimizer and random numbers to what was kept, if anything was."""
-        if not self._state.is_file():
-            return History()
-        state = torch.load(self._state, weights_only=True)
-        with torch.no_grad():
-            for master, kept in zip(adapted.masters, state["masters"], strict=True):
-                master.copy_(kept)
-        adapted.take_over_masters()
-        optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["random"])
-        return History(*json.loads(state["history"]))
-
-
 def _summary(history: History) -> dict[str, Any]:
     return {
         "steps": len(history.lines),
@@ -261,8 +137,26 @@ def _summary(history: History) -> dict[str, Any]:
         "tokens": history.tokens,
         "tokens_per_s": round(history.tokens / history.seconds, 1),
         "seconds": round(history.seconds, 1),
+        "microbatch_tokens": history.microbatch_tokens,
+        "out_of_memory": history.halved,
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3),
     }
+
+
+def _machine(hardware: Hardware, run_as: Applied, world: World) -> dict[str, Any]:
+    """What it ran on, and which accelerations were in use, or why not."""
+    found: dict[str, Any] = {
+        "device": hardware.gpu or "cpu",
+        "processes": world.size,
+        "threads": torch.get_num_threads(),
+        "attention": run_as.attention,
+        "liger": run_as.liger,
+        "compile": run_as.compile,
+        "not_applied": run_as.why_not,
+    }
+    if hardware.gpu:
+        found["peak_gpu_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+    return found
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, float]]) -> None:

@@ -59,9 +59,8 @@ def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
         QuantizeError: if a conversion fails.
     """
     adapter = directory / "adapter"
-    weights = adapter / "adapter_model.safetensors"
     inputs = cycle.inputs_of(
-        {"adapter": weights, "adapter_config": adapter / "adapter_config.json", "base": base_gguf},
+        {**trained(adapter), "base": base_gguf},
         {"types": TYPES, "most_divergence": MOST_DIVERGENCE},
     )
     record = directory / RECORD
@@ -72,6 +71,21 @@ def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
         ):
             _make(directory, base_gguf, hugging_face_folder(base_gguf, state_dir), Path(name), inputs)
     return cycle.read_json(record)
+
+
+def is_whole(adapter: Path) -> bool:
+    """Whether every weight was trained (`method: full`), so that there is a model and no adapter."""
+    return not (adapter / "adapter_config.json").is_file() and (adapter / "config.json").is_file()
+
+
+def trained(adapter: Path) -> dict[str, Path]:
+    """The files of what was trained, by the names under which a record keeps their hashes."""
+    if is_whole(adapter):
+        return {path.name: path for path in (adapter / "config.json", *adapter.glob("*.safetensors"))}
+    return {
+        "adapter": adapter / "adapter_model.safetensors",
+        "adapter_config": adapter / "adapter_config.json",
+    }
 
 
 def _make(directory: Path, base_gguf: Path, base: Path, scratch: Path, inputs: Mapping[str, Any]) -> None:
@@ -107,12 +121,19 @@ def _smallest_faithful(scratch: Path, text: str) -> list[dict[str, Any]]:
 
 
 def merge(base: Path, adapter: Path, folder: Path) -> None:
-    """Add the adapter to the fresh base, in float32, and write the sum as bf16 with the base's tokenizer."""
+    """Write the tuned model as bf16 with the base's tokenizer.
+
+    It is the fresh base with the adapter added in float32, or the whole model that was trained.
+    """
     stay_offline()
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if is_whole(adapter):
+        AutoModelForCausalLM.from_pretrained(adapter, dtype=torch.bfloat16).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+        return
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     merged = PeftModel.from_pretrained(model, adapter).merge_and_unload(safe_merge=True)
     merged.to(torch.bfloat16).save_pretrained(folder)

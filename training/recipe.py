@@ -8,7 +8,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
 
-DEFAULT = Path(__file__).parent / "configs" / "gemma3-270m.yaml"
+CONFIGS = Path(__file__).parent / "configs"
+DEFAULT = CONFIGS / "gemma3-270m.yaml"
 
 
 class Recipe(BaseModel):
@@ -16,6 +17,8 @@ class Recipe(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    model: str = Field(pattern=r"^[a-z0-9.-]{1,64}$")
+    method: Literal["qlora", "lora", "full"]
     seed: int = Field(ge=0)
     rank: int = Field(ge=1, le=512)
     alpha: float = Field(gt=0)
@@ -27,13 +30,19 @@ class Recipe(BaseModel):
     weight_decay: float = Field(ge=0)
     adam_beta2: float = Field(gt=0, lt=1)
     clip_gradient: float = Field(gt=0)
+    optimizer: Literal["adamw", "paged_adamw_8bit"]
     epochs: int = Field(ge=1)
     max_tokens: int = Field(ge=1)
     max_length: int = Field(ge=8)
     batch_examples: int = Field(ge=1)
     microbatch_tokens: int = Field(ge=1)
+    packing: bool
+    gradient_checkpointing: bool
     compute_dtype: Literal["auto", "bfloat16", "float32"]
     frozen_weights: Literal["dequantized", "nf4"]
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
+    liger: bool
+    compile: bool
     checkpoint_steps: int = Field(ge=1)
 
 

@@ -1,4 +1,4 @@
-"""From lines of `train.jsonl` to token ids with labels, and to batches of them."""
+"""From lines of `train.jsonl` to token ids with labels, and to the steps that read them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
-
-import torch
 
 from grpc_server.domain.chat_format import BOS, END_OF_TURN
 
@@ -119,28 +117,3 @@ def _of_like_length(
         batches += [near[first : first + size] for first in range(0, len(near), size)]
     shuffled.shuffle(batches)
     return batches
-
-
-def microbatches(batch: Sequence[Example], max_tokens: int) -> list[list[Example]]:
-    """`batch` in groups of like length, each within `max_tokens` when padded (or one example)."""
-    groups: list[list[Example]] = []
-    for one in sorted(batch, key=len):
-        if groups and len(one) * (len(groups[-1]) + 1) <= max_tokens:
-            groups[-1].append(one)
-        else:
-            groups.append([one])
-    return groups
-
-
-def padded(group: Sequence[Example]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Ids and labels of shape (examples, longest), padded on the right, and weights (examples,).
-
-    No mask is needed: attention is causal, and padding comes after all that is learned.
-    """
-    longest = max(map(len, group))
-    ids = torch.full((len(group), longest), PADDING)
-    labels = torch.full((len(group), longest), IGNORED)
-    for row, one in enumerate(group):
-        ids[row, : len(one)] = torch.tensor(one.ids)
-        labels[row, : len(one)] = torch.tensor(one.labels)
-    return ids, labels, torch.tensor([one.weight for one in group])

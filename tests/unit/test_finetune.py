@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from training import finetune, recipe
-from training.base import stay_offline
+from tests.tiny_gemma import tiny_base
+from training import finetune, recipe, steps
+from training.hardware import Hardware
 from training.tensors import MaskedEndOfTurnError
 
-LETTERS = "abcdefghijklmnopqrstuvwxyz {}:,\"'0123456789_<>\n"
 QUICK = {
     "rank": 4,
     "alpha": 8.0,
@@ -28,34 +28,7 @@ QUICK = {
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base as `hugging_face_folder` leaves it: tiny, random, and with a tokenizer of letters."""
-    stay_offline()
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import Gemma3ForCausalLM, Gemma3TextConfig, PreTrainedTokenizerFast
-
-    folder = tmp_path_factory.mktemp("base")
-    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>"]
-    words = {word: number for number, word in enumerate([*special, *LETTERS])}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(special)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<bos>", pad_token="<pad>").save_pretrained(
-        folder
-    )
-    torch.manual_seed(0)
-    shape = Gemma3TextConfig(
-        vocab_size=len(words),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        sliding_window=64,
-    )
-    Gemma3ForCausalLM(shape).save_pretrained(folder)
-    return folder
+    return tiny_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +82,7 @@ def test_the_loss_falls_and_every_step_is_written_down(tmp_path: Path) -> None:
     found, adapter = tuned(tmp_path / "a", epochs=8)
     lines = [json.loads(line) for line in (adapter / "training.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 25))
-    assert set(lines[0]) == {"step", "loss", "lr", "tokens_per_s", "memory_gb"}
+    assert set(lines[0]) == {"step", "loss", "lr", "tokens_per_s", "memory_gb", "microbatch_tokens"}
     assert found["loss_first"] == lines[0]["loss"]
     assert found["loss_last"] == lines[-1]["loss"]
     assert found["loss_last"] < found["loss_first"] - 0.5
@@ -211,11 +184,12 @@ def test_packed_and_unpacked_nf4_weights_teach_the_same(tmp_path: Path) -> None:
 
 
 def test_packed_weights_are_never_repacked_by_a_forward_in_eval_mode(base: Path) -> None:
-    from training.qlora import Adapted, linear4bits
+    from training.adapted import load
+    from training.qlora import linear4bits
     from training.tensors import Example
 
     options = recipe.Recipe.model_validate(recipe.read().model_dump() | QUICK | {"frozen_weights": "nf4"})
-    adapted = Adapted(base, options, torch.bfloat16)
+    adapted = load(base, options, torch.bfloat16, Hardware.here())
     layers = linear4bits(adapted.model)
     assert len(layers) == 14
     before = [layer.weight.data.clone() for layer in layers]
@@ -261,7 +235,7 @@ def test_no_example_that_fits_is_said(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
     directory = cycle_of(tmp_path)
-    with pytest.raises(finetune.LossNotFiniteError, match="learning_rate"):
+    with pytest.raises(steps.LossNotFiniteError, match="learning_rate"):
         finetune.run(
             directory,
             tmp_path / "base.gguf",

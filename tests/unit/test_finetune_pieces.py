@@ -12,16 +12,15 @@ from hypothesis import strategies as st
 
 from training import compute, recipe
 from training.compute import compute_dtype
-from training.finetune import learning_rate
 from training.label_loss import ROWS, label_loss
+from training.microbatch import grouped, packed, padded
+from training.steps import learning_rate
 from training.tensors import (
     IGNORED,
     Example,
     MaskedEndOfTurnError,
     check_end_of_turn,
     example,
-    microbatches,
-    padded,
     plan_steps,
     read_examples,
 )
@@ -134,10 +133,21 @@ def test_a_masked_end_of_turn_is_a_hard_error() -> None:
 
 
 def test_padding_is_on_the_right_and_not_learned() -> None:
-    ids, labels, weights = padded([Example((5, 6), (6, IGNORED), 2.0), Example((7, 8, 9), (8, 9, IGNORED))])
-    assert ids.tolist() == [[5, 6, 0], [7, 8, 9]]
-    assert labels.tolist() == [[6, IGNORED, IGNORED], [8, 9, IGNORED]]
-    assert weights.tolist() == [2.0, 1.0]
+    made = padded([Example((5, 6), (6, IGNORED), 2.0), Example((7, 8, 9), (8, 9, IGNORED))])
+    assert made.ids.tolist() == [[5, 6, 0], [7, 8, 9]]
+    assert made.places.tolist() == [0, 3, 4]
+    assert made.labels.tolist() == [6, 8, 9]
+    assert made.weights.tolist() == [2.0, 1.0, 1.0]
+
+
+def test_packed_examples_share_a_row_without_padding_and_each_begins_at_its_own_start() -> None:
+    made = packed([Example((5, 6), (6, IGNORED), 2.0), Example((7, 8, 9), (8, 9, IGNORED))])
+    assert made.ids.tolist() == [[5, 6, 7, 8, 9]]
+    assert made.places.tolist() == [0, 2, 3]
+    assert made.labels.tolist() == [6, 8, 9]
+    assert made.weights.tolist() == [2.0, 1.0, 1.0]
+    assert made.positions is not None and made.positions.tolist() == [[0, 1, 0, 1, 2]]
+    assert made.segments is not None and made.segments.tolist() == [[0, 0, 1, 1, 1]]
 
 
 # The plan.
@@ -174,12 +184,19 @@ def test_examples_of_like_length_share_a_step() -> None:
     assert all(len({len(examples[index]) for index in step}) == 1 for step in plan)
 
 
-@given(lengths=st.lists(st.integers(2, 40), min_size=1, max_size=20), most=st.integers(1, 100))
-def test_microbatches_hold_every_example_once_within_their_tokens(lengths: list[int], most: int) -> None:
-    groups = microbatches([of_length(length) for length in lengths], most)
+@given(
+    lengths=st.lists(st.integers(2, 40), min_size=1, max_size=20),
+    most=st.integers(1, 100),
+    packing=st.booleans(),
+)
+def test_microbatches_hold_every_example_once_within_their_tokens(
+    lengths: list[int], most: int, packing: bool
+) -> None:
+    groups = grouped([of_length(length) for length in lengths], most, packing=packing)
     assert sorted(len(one) for group in groups for one in group) == sorted(lengths)
     for group in groups:
-        assert len(group) == 1 or max(map(len, group)) * len(group) <= most
+        taken = sum(map(len, group)) if packing else max(map(len, group)) * len(group)
+        assert len(group) == 1 or taken <= most
 
 
 def test_the_learning_rate_rises_and_then_falls_to_its_share() -> None:
@@ -213,3 +230,20 @@ def test_the_loss_and_its_gradient_are_those_of_cross_entropy(rows: int, seed: i
     assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
     assert hidden.grad is not None
     torch.testing.assert_close(hidden.grad, 3 * expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+def test_where_every_weight_is_trained_the_words_have_a_gradient_too(cap: float | None) -> None:
+    torch.manual_seed(1)
+    hidden = torch.randn(ROWS + 5, 8, requires_grad=True)
+    words = torch.randn(50, 8, requires_grad=True)
+    labels, weights = torch.randint(0, 50, (ROWS + 5,)), torch.rand(ROWS + 5)
+    logits = hidden @ words.t()
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    plain = (torch.nn.functional.cross_entropy(logits, labels, reduction="none") * weights).sum()
+    expected = torch.autograd.grad(plain, [hidden, words])
+    loss = label_loss(hidden, words, labels, weights, cap)
+    assert loss.item() == pytest.approx(plain.item(), rel=1e-5)
+    for found, wanted in zip(torch.autograd.grad(loss, [hidden, words]), expected, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,210 @@
+"""The steps of a fine-tuning: gradients of microbatches, added up, and one move of the optimizer.
+
+The loss is weighted by learned tokens over the whole step. However a step is cut into microbatches, and
+however many processes share them, it is the same step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from training.checkpoint import Checkpoint, History
+from training.microbatch import grouped
+from training.recipe import Recipe
+from training.tensors import Example, plan_steps
+from training.world import World
+
+if TYPE_CHECKING:
+    from training.adapted import Adapted
+
+Progress = Callable[[int, int], None]
+
+
+def unwatched(_done: int, _total: int) -> None:
+    """The progress that nobody looks at."""
+
+
+class LossNotFiniteError(RuntimeError):
+    """Training diverged."""
+
+
+class TooLittleMemoryError(RuntimeError):
+    """Not even one example at a time fits."""
+
+
+def train_adapter(
+    adapted: Adapted,
+    examples: Sequence[Example],
+    options: Recipe,
+    checkpoint: Checkpoint,
+    progress: Progress = unwatched,
+    world: World | None = None,
+) -> History:
+    """Take every step of the plan that `checkpoint` has not taken yet; return the history of all.
+
+    Where memory runs out the microbatch is halved, for good, and the same step is taken in more parts.
+
+    Raises:
+        LossNotFiniteError: if the loss is no longer a number.
+        TooLittleMemoryError: if memory runs out at one example a microbatch.
+    """
+    world = world or World()
+    steps = plan_steps(
+        examples,
+        epochs=options.epochs,
+        batch_examples=options.batch_examples,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+    )
+    optimizer = optimizer_of(adapted, options)
+    history = checkpoint.restore(adapted, optimizer)
+    history.microbatch_tokens = history.microbatch_tokens or options.microbatch_tokens
+    progress(len(history.lines), len(steps))
+    for number in range(len(history.lines), len(steps)):
+        began = monotonic()
+        batch = [examples[index] for index in steps[number]]
+        rate = learning_rate(number, len(steps), options)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = _step(adapted, optimizer, batch, options, history, world)
+        tokens, seconds = sum(map(len, batch)), monotonic() - began
+        history.tokens += tokens
+        history.seconds += seconds
+        history.lines.append(
+            {
+                "step": number + 1,
+                "loss": round(loss, 6),
+                "lr": rate,
+                "tokens_per_s": round(tokens / seconds, 1),
+                "memory_gb": round(psutil.Process().memory_info().rss / 1e9, 3),
+                "microbatch_tokens": history.microbatch_tokens,
+            }
+        )
+        if (number + 1) % options.checkpoint_steps == 0 and world.first:
+            checkpoint.save(adapted, optimizer, history)
+        progress(number + 1, len(steps))
+    return history
+
+
+def optimizer_of(adapted: Adapted, options: Recipe) -> torch.optim.Optimizer:
+    """The optimizer of what is trained."""
+    kind: Any = torch.optim.AdamW
+    if options.optimizer == "paged_adamw_8bit":
+        import bitsandbytes
+
+        kind = bitsandbytes.optim.PagedAdamW8bit
+    made: torch.optim.Optimizer = kind(
+        adapted.masters,
+        lr=options.learning_rate,
+        betas=(0.9, options.adam_beta2),
+        weight_decay=options.weight_decay,
+    )
+    return made
+
+
+def _step(
+    adapted: Adapted,
+    optimizer: torch.optim.Optimizer,
+    batch: Sequence[Example],
+    options: Recipe,
+    history: History,
+    world: World,
+) -> float:
+    """One step of the optimizer; the mean loss before it, in nats a learned token."""
+    loss = _gradients_that_fit(adapted, batch, options, history, world)
+    if not math.isfinite(loss):
+        raise LossNotFiniteError(f"the loss is {loss}; lower learning_rate in the recipe")
+    world.add([each.grad for each in adapted.masters if each.grad is not None])
+    torch.nn.utils.clip_grad_norm_(adapted.masters, options.clip_gradient)
+    optimizer.step()
+    adapted.forget_gradients()
+    adapted.take_over_masters()
+    return loss
+
+
+def _gradients_that_fit(
+    adapted: Adapted, batch: Sequence[Example], options: Recipe, history: History, world: World
+) -> float:
+    """Leave the gradients of the whole step in the masters, whatever microbatch it takes; its loss."""
+    random = torch.get_rng_state()
+    while True:
+        groups = grouped(batch, history.microbatch_tokens, packing=options.packing)
+        part = _gradients(adapted, world.share(groups), sum(one.weight * one.learned for one in batch))
+        failed = world.total(float(part.memory_ran_out), adapted.device)
+        if not failed:
+            return world.total(part.loss, adapted.device)
+        adapted.forget_gradients()
+        torch.set_rng_state(random)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # what is left in pieces of the former size is of no use
+        smaller = _halved(batch, groups, history.microbatch_tokens, options)
+        history.halved.append(
+            {"step": len(history.lines) + 1, "from_tokens": history.microbatch_tokens, "to_tokens": smaller}
+        )
+        history.microbatch_tokens = smaller
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    loss: float
+    memory_ran_out: bool = False
+
+
+def _gradients(adapted: Adapted, groups: Sequence[Sequence[Example]], weight: float) -> _Part:
+    """Add the gradients of `groups` up. The failed allocation's frames are let go before it returns."""
+    loss = 0.0
+    try:
+        for group in groups:
+            part = adapted.loss(group) / weight
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += part.item()
+        adapted.hand_over_gradients()
+    except (MemoryError, RuntimeError) as error:
+        if not memory_ran_out(error):
+            raise
+        return _Part(0.0, memory_ran_out=True)
+    return _Part(loss)
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, the GPU's, or that of PyTorch's CPU allocator.
+
+    The last is a plain RuntimeError, known by its text (c10/core/impl/alloc_cpu.cpp).
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator: can't allocate memory" in str(error)
+
+
+def _halved(
+    batch: Sequence[Example], groups: Sequence[Sequence[Example]], tokens: int, options: Recipe
+) -> int:
+    """Half of `tokens`, and again half until that makes other groups."""
+    if all(len(group) == 1 for group in groups):
+        longest = max(map(len, batch))
+        raise TooLittleMemoryError(
+            f"memory ran out at one example a microbatch, the longest of {longest} tokens; set"
+            f" gradient_checkpointing: true or a lower max_length (now {options.max_length}) in the recipe."
+            " `python -m training plan` says what fits"
+        )
+    while True:
+        tokens = max(1, tokens // 2)
+        if len(grouped(batch, tokens, packing=options.packing)) > len(groups):
+            return tokens
+
+
+def learning_rate(step: int, steps: int, options: Recipe) -> float:
+    """The learning rate of step `step` (from 0) of `steps`: a linear rise, then half a cosine down."""
+    rising = max(1, round(options.warmup_share * steps))
+    if step < rising:
+        return options.learning_rate * (step + 1) / rising
+    low = options.final_learning_rate_share
+    falling = 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+    return options.learning_rate * (low + (1 - low) * falling)
