@@ -5,39 +5,31 @@ Each step imports its libraries when it runs: `--help` and the light steps do no
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from training.cli_session import (
+    AsJson,
+    BaseGguf,
+    Cycle,
+    ModelName,
+    Server,
+    StateDir,
+    Token,
+    TokenFile,
+    end,
+    explained,
+    progress,
+    say,
+)
 
 if TYPE_CHECKING:
     from training.subjects import Place
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-_console = Console(stderr=True)
-_SPOKEN_SECONDS = 10.0
-
-Cycle = Annotated[
-    Path, typer.Option("--cycle", help="The cycle's folder, named by its id: YYYYMMDDTHHMMSSZ.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the record as JSON.")]
-StateDir = Annotated[Path, typer.Option(envvar="AGENTLOOP_STATE_DIR", help="The server's state folder.")]
-ModelName = Annotated[str, typer.Option(envvar="AGENTLOOP_MODEL_NAME", help="The model that is served.")]
-BaseGguf = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="AGENTLOOP_BASE_GGUF",
-        help="The untouched model. [default: <state-dir>/models/gemma-3-270m-q4_k_m.gguf]",
-        show_default=False,
-    ),
-]
 Recipe = Annotated[
     Path | None,
     typer.Option(
@@ -47,13 +39,6 @@ Recipe = Annotated[
     ),
 ]
 
-Server = Annotated[
-    str | None, typer.Option(envvar="AGENTLOOP_SERVER", help="The live server, which knows the champion.")
-]
-Token = Annotated[str | None, typer.Option(envvar="AGENTLOOP_TOKEN", help="Scope models:read.")]
-TokenFile = Annotated[
-    Path | None, typer.Option(envvar="AGENTLOOP_TOKEN_FILE", help="A file that holds the token.")
-]
 Suites = Annotated[
     Path | None,
     typer.Option(
@@ -89,17 +74,17 @@ def curate(
     from training.cycle import NOTHING_TO_DO
     from training.suites import CONFIG
 
-    with _explained(), _progress("curating") as on_progress:
+    with explained(), progress("curating") as on_progress:
         found = step.run(cycle, rules or RULES, suites or CONFIG, on_progress)
     excluded = ", ".join(f"{count} {reason}" for reason, count in found["excluded"].items() if count)
-    _say(
+    say(
         found,
         as_json,
         f"{found['train']} training examples ({found['new_train']} new), {found['gate']} gate items"
         f" ({found['new_gate']} new); of {found['rows']} rows excluded: {excluded or 'none'}.",
     )
     if not found["enough"]:
-        _end(f"Nothing to learn: {found['reason']}.", NOTHING_TO_DO)
+        end(f"Nothing to learn: {found['reason']}.", NOTHING_TO_DO)
 
 
 @app.command()
@@ -118,12 +103,12 @@ def prepare(
     from training.recipe import DEFAULT, read
 
     gguf = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
-    with _explained():
+    with explained():
         found = {
             "base": str(bases.hugging_face_folder(gguf, state_dir)),
             "compute_dtype": str(compute_dtype(read(config or DEFAULT).compute_dtype, state_dir)),
         }
-    _say(found, as_json, f"{found['base']}, trained in {found['compute_dtype']}.")
+    say(found, as_json, f"{found['base']}, trained in {found['compute_dtype']}.")
 
 
 @app.command()
@@ -141,9 +126,9 @@ def finetune(
     from training.recipe import DEFAULT
 
     base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
-    with _explained(), _progress("training") as on_progress:
+    with explained(), progress("training") as on_progress:
         found = step.run(cycle, base, state_dir, config or DEFAULT, on_progress)
-    _say(
+    say(
         found,
         as_json,
         f"{found['steps']} steps over {found['examples']} examples: loss {found['loss_first']:.3f} to"
@@ -160,11 +145,11 @@ def quantize(
     from training import quantize as step
 
     base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
-    with _explained():
+    with explained():
         made = step.run(cycle, base, state_dir)
     divergence = made["kl_divergence"]
     cost = "not measured (too little text)" if divergence is None else f"{divergence:.4f} nats a token"
-    _say(made, as_json, f"{made['type']}, {made['size_bytes'] / 1e6:.0f} MB; KL divergence {cost}.")
+    say(made, as_json, f"{made['type']}, {made['size_bytes'] / 1e6:.0f} MB; KL divergence {cost}.")
 
 
 @app.command()
@@ -200,7 +185,7 @@ def evaluate(
         token=token,
         token_file=token_file,
     )
-    with _explained(), _progress("asking") as on_progress:
+    with explained(), progress("asking") as on_progress:
         found = step.run(cycle, place, config_file=suites or CONFIG, champion=champion, progress=on_progress)
     lines = [
         f"{suite:15} {subject:17} {each['correct']:4} of {each['n']:4} right: {each['accuracy']:.3f}"
@@ -208,7 +193,7 @@ def evaluate(
         for suite, subjects in found.items()
         for subject, each in subjects.items()
     ]
-    _say(found, as_json, "\n".join(lines))
+    say(found, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -227,9 +212,9 @@ def gate(
     """Decide from the paired answers: pass, fail or inconclusive. Any of the three is success."""
     from training import gate as step
 
-    with _explained():
+    with explained():
         decided = step.run(cycle, rules or step.RULES)
-    _say(decided, as_json, f"{decided['verdict']}: {decided['reason']}")
+    say(decided, as_json, f"{decided['verdict']}: {decided['reason']}")
 
 
 @app.command()
@@ -261,11 +246,11 @@ def register(
     from training import register as step
     from training.subjects import Place
 
-    with _explained():
+    with explained():
         uri = step.database(mlflow_uri, database_url, state_dir)
         if mark is not None:
             moved = step.mark(cycle, uri, mark)
-            _say({"moved": moved}, as_json, f"champion: {'moved' if moved else 'was there already'}.")
+            say({"moved": moved}, as_json, f"champion: {'moved' if moved else 'was there already'}.")
             return
         place = Place(
             state_dir=state_dir.absolute(),
@@ -277,7 +262,7 @@ def register(
             token_file=token_file,
         )
         found = step.run(cycle, uri, model_name, _serving(place))
-    _say(found, as_json, f"{found['model_version']} is version {found['version']} of {model_name}.")
+    say(found, as_json, f"{found['model_version']} is version {found['version']} of {model_name}.")
 
 
 @app.command()
@@ -285,7 +270,7 @@ def report(cycle: Cycle) -> None:
     """Write report.html, the page to read in the morning, and manifest.json, the cycle's last file."""
     from training import report as step
 
-    with _explained():
+    with explained():
         typer.echo(step.run(cycle))
 
 
@@ -310,13 +295,13 @@ def erase(
     from training import asking
     from training import erase as step
 
-    with _explained():
+    with explained():
         erasure = step.Erasure(erasure_id, step.Subject(caller, session), by)
         known = ids.read_text(encoding="ascii").split() if ids else ()
         found = step.run(cycles, erasure, known, dry_run=dry_run)
         if not dry_run and any("evaluated" in one["counts"] for one in found["cycles"]):
             asking.forget(state_dir)
-    _say(found, as_json, step.told(found, dry_run=dry_run))
+    say(found, as_json, step.told(found, dry_run=dry_run))
 
 
 def _serving(place: Place) -> str:
@@ -334,55 +319,6 @@ def _serving(place: Place) -> str:
             err=True,
         )
         return ""
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """What can go wrong for reasons outside the program is told in a line, without a traceback."""
-    from pydantic import ValidationError
-
-    from agentloop.errors import AgentLoopError
-
-    try:
-        yield
-    except ValidationError as error:
-        _end(str(error), 1)
-    except (AgentLoopError, OSError, RuntimeError, ValueError) as error:
-        _end(f"{type(error).__name__}: {error}", 1)
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; where that is no terminal, as in Airflow's log, a line now and then."""
-    if not _console.is_terminal:
-        yield _spoken(what)
-        return
-    with Progress(
-        TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=_console
-    ) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _spoken(what: str) -> Callable[[int, int], None]:
-    said = monotonic()
-
-    def say(done: int, total: int) -> None:
-        nonlocal said
-        if monotonic() - said >= _SPOKEN_SECONDS:
-            said = monotonic()
-            typer.echo(f"{what}: {done} of {total}", err=True)
-
-    return say
-
-
-def _say(record: Mapping[str, Any], as_json: bool, text: str) -> None:
-    typer.echo(json.dumps(record, indent=2, sort_keys=True) if as_json else text)
-
-
-def _end(text: str, code: int) -> NoReturn:
-    typer.echo(text, err=True)
-    raise typer.Exit(code)
 
 
 if __name__ == "__main__":
