@@ -1,4 +1,8 @@
-"""The untouched base as transformers reads it: converted once from its GGUF, and kept by its sha256."""
+"""The untouched base as transformers reads it: a folder of Hugging Face's form, given or made of a GGUF.
+
+A GGUF is converted once, and kept by its sha256. What transformers cannot read from one (Gemma 3n) is given
+as the folder that it was published as: config.json, tokenizer, and safetensors in one file or in shards.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,9 @@ import struct
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-from training import cycle
+from training import cycle, shards
 
 # Read by the libraries when they are imported: nothing is fetched from, or told to, anybody.
 OFFLINE = {
@@ -36,17 +41,39 @@ def stay_offline() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
-def hugging_face_folder(gguf: Path, state_dir: Path) -> Path:
-    """The base in a folder that `from_pretrained` reads: weights (bf16), configuration, tokenizer.
-
-    Made from the GGUF the first time (half a minute), then found in `<state_dir>/cache/hf/<sha256>`.
-    transformers unpacks the quantized weights, but leaves the model flagged as quantized: cleared here.
+def kind(base: Path) -> Literal["gguf", "folder"]:
+    """What a base is: a GGUF file, or a folder in Hugging Face's form, complete.
 
     Raises:
-        BaseModelError: if there is no such file, or transformers cannot read it.
+        BaseModelError: if it is neither; the text names the file that is missing or cut off.
     """
-    if not gguf.is_file():
-        raise BaseModelError(f"there is no base model at {gguf}; set AGENTLOOP_BASE_GGUF to a GGUF file")
+    if base.is_dir():
+        try:
+            shards.check(base)
+        except shards.IncompleteError as error:
+            raise BaseModelError(f"the base cannot be used: {error}") from None
+        return "folder"
+    if not base.is_file():
+        raise BaseModelError(
+            f"there is no base model at {base}; set AGENTLOOP_BASE_GGUF to a GGUF file, or to a folder of"
+            " config.json, tokenizer and safetensors"
+        )
+    return "gguf"
+
+
+def hugging_face_folder(base: Path, state_dir: Path) -> Path:
+    """The base in a folder that `from_pretrained` reads: weights, configuration, tokenizer.
+
+    A folder is itself. A GGUF is converted (to bf16) the first time, which takes half a minute, and is then
+    found in `<state_dir>/cache/hf/<sha256>`. transformers unpacks the quantized weights, but leaves the model
+    flagged as quantized: cleared here.
+
+    Raises:
+        BaseModelError: if there is no such base, it is incomplete, or transformers cannot read it.
+    """
+    if kind(base) == "folder":
+        return base.absolute()
+    gguf = base
     folder = state_dir.absolute() / "cache" / "hf" / cycle.sha256(gguf)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / ".lock").open("w") as lock:

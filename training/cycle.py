@@ -173,7 +173,17 @@ def _sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes in lower-case hex, read in pieces."""
+    """SHA-256 of a file's bytes in lower-case hex, read in pieces.
+
+    Of a folder, that of its files' names and hashes; hidden files do not count.
+    """
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for each in sorted(path.rglob("*")):
+            name = each.relative_to(path).as_posix()
+            if each.is_file() and not name.startswith(".") and "/." not in name:
+                digest.update(f"{name}\0{sha256(each)}\n".encode())
+        return digest.hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -152,11 +152,15 @@ def with_metadata_of(base_gguf: Path, converted: Path, gguf: Path) -> None:
     """Write the tensors of `converted` under the metadata of `base_gguf`.
 
     The converter guesses the tokenizer's pre-tokenizer, and guesses wrong; the architecture is the same, so
-    the base's own metadata (`tokenizer.*` and the model's shape) is right for the tuned model too.
+    the base's own metadata (`tokenizer.*` and the model's shape) is right for the tuned model too. A base
+    that is a folder has none to take: what the converter read in the folder stays.
 
     Raises:
         GgufError: one of the files is no GGUF.
     """
+    if base_gguf.is_dir():
+        gguf.hardlink_to(converted)
+        return
     with base_gguf.open("rb") as base, converted.open("rb") as tuned, gguf.open("wb") as writer:
         about, parts = layout(base), layout(tuned)
         kept = [span for name, span in about.spans.items() if name not in _REWRITTEN]
