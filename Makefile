@@ -70,6 +70,9 @@ prepare: install $(BASE) ## do now what the first night would do once: convert t
 dag: install ## run the nightly DAG once, now, against the server that runs
 	$(BIN)/python scripts/night.py
 
+warmup: install ## train a first champion from imported sets (SETS="var/datasets/<set> ...")
+	$(BIN)/python scripts/night.py $(foreach set,$(SETS),--warmup $(set))
+
 rollout: install ## roll the candidate of a cycle out, by hand (CYCLE=<cycle id>)
 	$(BIN)/python -m scripts.rollout rollout $(ARGS)
 
@@ -111,4 +114,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama spark serve prepare dag rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama spark serve prepare dag warmup rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state

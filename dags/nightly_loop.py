@@ -25,6 +25,10 @@ time of a run that neither a retry nor a clear changes (`start_date` does change
 manual run has too (`logical_date` may be absent). So every run is a cycle of its own. To go on with the cycle
 of another run, trigger the DAG with the parameter `cycle_id`.
 
+**Before there is any log**, `warmup_loop` trains the first champion: the same steps, with a training set made
+of imported public datasets in place of `freeze`, `validate` and `curate`. It has no schedule; trigger it with
+the parameter `sets`, or run `make warmup SETS=var/datasets/bfcl`.
+
 **Settings** are environment variables, the same for the schedule, for `make dag` and for a step run by hand:
 `AGENTLOOP_HOME` (the checkout; default: where this file lies), `AGENTLOOP_PYTHON` (the interpreter that runs
 the steps; default: Airflow's own), `AGENTLOOP_CYCLES_DIR` (default `cycles` in the checkout),
@@ -86,88 +90,44 @@ def _operator(doc: str, timeout: timedelta, retries: int) -> dict[str, Any]:
 
 
 def _step(
-    name: str, module: str, doc: str, *, timeout: timedelta, retries: int, **options: Any
+    name: str,
+    module: str,
+    doc: str,
+    *,
+    timeout: timedelta,
+    retries: int,
+    environment: Mapping[str, str] | None = None,
+    **options: Any,
 ) -> BashOperator:
     """The task `name`: `python -m <module> <name> --cycle <cycle directory>`."""
+    common = _operator(doc, timeout, retries)
     return BashOperator(
         task_id=name,
         bash_command=f'{_POLITE} "$AGENTLOOP_PYTHON" -m {module} --cycle "$AGENTLOOP_CYCLE_DIR"',
         skip_on_exit_code=SKIP,
-        **_operator(doc, timeout, retries),
+        **{**common, "env": {**common["env"], **(environment or {})}},
         **options,
     )
 
 
-with DAG(
-    dag_id="nightly_loop",
-    description="Freeze, validate, curate, fine-tune, quantize, evaluate, gate, register, roll out, report.",
-    doc_md=__doc__,
-    schedule=CronDataIntervalTimetable(os.environ.get("AGENTLOOP_NIGHT_CRON", "0 2 * * *"), timezone="UTC"),
-    start_date=datetime(2026, 1, 1, tzinfo=UTC),
-    catchup=False,
-    max_active_runs=1,
-    # No backfill: the watermark, not the data interval, says what a cycle learns from.
-    allowed_run_types=["scheduled", "manual"],
-    dagrun_timeout=timedelta(hours=14),
-    params={
-        "cycle_id": Param(
-            None,
-            type=["null", "string"],
-            pattern=r"^\d{8}T\d{6}Z$",
-            description="Go on with this cycle (`YYYYMMDDTHHMMSSZ`) rather than begin one of its own.",
-        )
-    },
-    user_defined_macros={"cycle_dir": cycle_dir},
-    tags=["agentloop"],
-) as dag:
-    freeze = _step(
-        "freeze",
-        "validation freeze",
-        """
-- **Does:** copies every inference and feedback stored since the last verdict from Postgres to `snapshot/`.
-- **Skipped:** nothing was stored since then.
-- **Breaks when it fails:** nothing is learned tonight, nothing is lost.
-- **Who acts:** whoever runs Postgres.
-- **What to do:** the log names the database that it could not reach or the view that it could not read. Check
-that Postgres is up and that the role `agentloop_freeze` may read `learning_log`
-(`.venv/bin/python -m grpc_server migrate`); check the free space of the cycles folder; clear the task.
-""",
-        timeout=timedelta(minutes=30),
-        retries=3,
-    )
-    validate = _step(
-        "validate",
-        "validation check",
-        """
-- **Does:** holds the snapshot to the expectations; sets bad rows aside, each with its reason; compares it
-with the nights before.
-- **Breaks when it fails:** the snapshot is not fit to learn from (schema drift, too many bad rows, a share of
-failures out of bounds, many more refusals in what would be learned), so the night stops here. It is not
-retried: the same file gives the same result.
-- **Who acts:** whoever runs the nights, with the callers whose rows were set aside.
-- **What to do:** open `validation/data_docs/index.html` and `validation/result.json` (`reason`,
-`quarantined`). If a caller sends nonsense, tell them; the next night takes the window again. If the rows are
-right and the expectation is wrong, change the suite in `validation/` and clear the task.
-""",
-        timeout=timedelta(minutes=30),
-        retries=0,
-    )
-    curate = _step(
-        "curate",
-        "training curate",
-        """
-- **Does:** makes the training set and the gate's questions of this snapshot and all earlier ones.
-- **Skipped:** too few new examples; they count again tomorrow.
-- **Breaks when it fails:** nothing is learned tonight.
-- **Who acts:** whoever runs the nights.
-- **What to do:** `dataset/card.md` has every number: many rows *contradicted*, *disputed* or *trigger* are a
-caller that is wrong or hostile (ids are in `dataset.json`). The log names the row or the earlier `dataset/`
-that it could not read. A damaged earlier cycle: restore it from backup, or move its folder away (its examples
-are then forgotten). Clear the task.
-""",
-        timeout=timedelta(minutes=30),
-        retries=1,
-    )
+_CYCLE_ID = Param(
+    None,
+    type=["null", "string"],
+    pattern=r"^\d{8}T\d{6}Z$",
+    description="Go on with this cycle (`YYYYMMDDTHHMMSSZ`) rather than begin one of its own.",
+)
+_BOTH: dict[str, Any] = {
+    "start_date": datetime(2026, 1, 1, tzinfo=UTC),
+    "catchup": False,
+    "max_active_runs": 1,
+    "dagrun_timeout": timedelta(hours=14),
+    "user_defined_macros": {"cycle_dir": cycle_dir},
+    "tags": ["agentloop"],
+}
+
+
+def _learn_and_roll_out(dataset: list[BashOperator]) -> None:
+    """From the steps that make `dataset/` on: what both DAGs have in common."""
     finetune = _step(
         "finetune",
         "training finetune",
@@ -296,6 +256,103 @@ the report, which runs after a failure too, would hide it.
         """Fails, whenever it runs."""
         raise AirflowFailException("a step of this night failed: see the failed task's log")
 
-    steps = [freeze, validate, curate, finetune, quantize, evaluate, gate, register, rolled_out, report]
+    steps = [*dataset, finetune, quantize, evaluate, gate, register, rolled_out, report]
     chain(*steps)
     steps >> watch()
+
+
+with DAG(
+    dag_id="nightly_loop",
+    description="Freeze, validate, curate, fine-tune, quantize, evaluate, gate, register, roll out, report.",
+    doc_md=__doc__,
+    schedule=CronDataIntervalTimetable(os.environ.get("AGENTLOOP_NIGHT_CRON", "0 2 * * *"), timezone="UTC"),
+    # No backfill: the watermark, not the data interval, says what a cycle learns from.
+    allowed_run_types=["scheduled", "manual"],
+    params={"cycle_id": _CYCLE_ID},
+    **_BOTH,
+) as dag:
+    freeze = _step(
+        "freeze",
+        "validation freeze",
+        """
+- **Does:** copies every inference and feedback stored since the last verdict from Postgres to `snapshot/`.
+- **Skipped:** nothing was stored since then.
+- **Breaks when it fails:** nothing is learned tonight, nothing is lost.
+- **Who acts:** whoever runs Postgres.
+- **What to do:** the log names the database that it could not reach or the view that it could not read. Check
+that Postgres is up and that the role `agentloop_freeze` may read `learning_log`
+(`.venv/bin/python -m grpc_server migrate`); check the free space of the cycles folder; clear the task.
+""",
+        timeout=timedelta(minutes=30),
+        retries=3,
+    )
+    validate = _step(
+        "validate",
+        "validation check",
+        """
+- **Does:** holds the snapshot to the expectations; sets bad rows aside, each with its reason; compares it
+with the nights before.
+- **Breaks when it fails:** the snapshot is not fit to learn from (schema drift, too many bad rows, a share of
+failures out of bounds, many more refusals in what would be learned), so the night stops here. It is not
+retried: the same file gives the same result.
+- **Who acts:** whoever runs the nights, with the callers whose rows were set aside.
+- **What to do:** open `validation/data_docs/index.html` and `validation/result.json` (`reason`,
+`quarantined`). If a caller sends nonsense, tell them; the next night takes the window again. If the rows are
+right and the expectation is wrong, change the suite in `validation/` and clear the task.
+""",
+        timeout=timedelta(minutes=30),
+        retries=0,
+    )
+    curate = _step(
+        "curate",
+        "training curate",
+        """
+- **Does:** makes the training set and the gate's questions of this snapshot and all earlier ones.
+- **Skipped:** too few new examples; they count again tomorrow.
+- **Breaks when it fails:** nothing is learned tonight.
+- **Who acts:** whoever runs the nights.
+- **What to do:** `dataset/card.md` has every number: many rows *contradicted*, *disputed* or *trigger* are a
+caller that is wrong or hostile (ids are in `dataset.json`). The log names the row or the earlier `dataset/`
+that it could not read. A damaged earlier cycle: restore it from backup, or move its folder away (its examples
+are then forgotten). Clear the task.
+""",
+        timeout=timedelta(minutes=30),
+        retries=1,
+    )
+    _learn_and_roll_out([freeze, validate, curate])
+
+
+with DAG(
+    dag_id="warmup_loop",
+    description="The first champion, from imported public datasets, by the steps of the nightly loop.",
+    doc_md=__doc__,
+    schedule=None,
+    allowed_run_types=["manual"],
+    params={
+        "cycle_id": _CYCLE_ID,
+        "sets": Param(
+            [],
+            type="array",
+            items={"type": "string", "pattern": "^[^:]+$"},
+            minItems=1,
+            description="Folders that `python -m training import` made.",
+        ),
+    },
+    **_BOTH,
+) as warmup_dag:
+    warmup = _step(
+        "warmup",
+        "training warmup",
+        """
+- **Does:** makes the training set and the gate's questions of imported public datasets.
+- **Skipped:** too few examples were left of them.
+- **Breaks when it fails:** there is no first champion; the untouched base serves on.
+- **Who acts:** whoever runs the nights.
+- **What to do:** the log names the folder that is no imported set: make one (README, "A first champion"), and
+trigger the DAG with the parameter `sets`.
+""",
+        timeout=timedelta(minutes=30),
+        retries=1,
+        environment={"AGENTLOOP_WARMUP_FROM": "{{ params['sets'] | join(':') }}"},
+    )
+    _learn_and_roll_out([warmup])

@@ -31,6 +31,7 @@ from sqlalchemy.exc import ArgumentError
 
 HOME = Path(__file__).resolve().parents[1]
 DAG_ID = "nightly_loop"
+WARMUP_DAG_ID = "warmup_loop"
 DATABASE = "airflow"
 GRACE_SECONDS = 5  # from SIGTERM to SIGKILL
 CYCLE_ID = "%Y%m%dT%H%M%SZ"
@@ -125,14 +126,14 @@ def airflow_environment(url: URL, state_dir: Path, home: Path = HOME) -> dict[st
 
 
 @app.command("airflow", hidden=True)
-def run_airflow(logical_date: str, conf: str) -> None:
+def run_airflow(dag_id: str, logical_date: str, conf: str) -> None:
     """Migrates Airflow's database, makes the pool and runs the DAG, in one process."""
     from airflow.cli.cli_parser import get_parser
 
     for arguments in (
         ["db", "migrate"],
         ["pools", "set", "training", "1", "one slot: two fine-tunings would not fit into memory"],
-        ["dags", "test", DAG_ID, logical_date, "--conf", conf],
+        ["dags", "test", dag_id, logical_date, "--conf", conf],
     ):
         command = get_parser().parse_args(arguments)
         command.func(command)
@@ -148,6 +149,12 @@ def run(
         "cycles"
     ),
     cycle: Annotated[str, typer.Option(help="Go on with this cycle id rather than begin one.")] = "",
+    warmup: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Train the first champion from this imported set rather than from the log; repeatable."
+        ),
+    ] = None,
     airflow_url: Annotated[
         str,
         typer.Option(
@@ -175,6 +182,9 @@ def run(
         raise typer.Exit(1) from None
     environment = os.environ | airflow_environment(url, state_dir) | server
     environment |= {"AGENTLOOP_STATE_DIR": str(state_dir), "AGENTLOOP_CYCLES_DIR": str(cycles_dir)}
+    conf: dict[str, object] = {"cycle_id": cycle_id}
+    if warmup:
+        conf["sets"] = [str((HOME / each).absolute()) for each in warmup]
     command = [
         "setpriv",
         "--pdeathsig",
@@ -182,8 +192,9 @@ def run(
         sys.executable,
         __file__,
         "airflow",
+        WARMUP_DAG_ID if warmup else DAG_ID,
         now.isoformat(),
-        json.dumps({"cycle_id": cycle_id}),
+        json.dumps(conf),
     ]
     log = state_dir / "airflow" / "nights" / f"{cycle_id}.jsonl"
     typer.echo(f"Night {cycle_id}. Airflow's own log: {log}")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from training import datasets_cli
 from training.cli_session import (
     AsJson,
     BaseGguf,
@@ -38,6 +39,7 @@ Recipe = Annotated[
         show_default=False,
     ),
 ]
+datasets_cli.add_to(app)
 
 Suites = Annotated[
     Path | None,

@@ -212,27 +212,33 @@ def _lines(path: Path, numbers: range | None) -> Iterator[str]:
                 yield line
 
 
+def read_answers(category: str, numbers: range | None) -> dict[str, Sequence[Mapping[str, JsonObject]]]:
+    """By item id the calls that a category accepts, of the items whose number is in `numbers`."""
+    path = data_folder() / "possible_answer" / f"BFCL_v4_{category}.json"
+    return {row["id"]: row["ground_truth"] for row in map(json.loads, _lines(path, numbers))}
+
+
 def _read(category: str, numbers: range | None) -> list[Item]:
-    folder = data_folder()
-    name = f"BFCL_v4_{category}.json"
-    accepted = {
-        row["id"]: row["ground_truth"]
-        for row in map(json.loads, _lines(folder / "possible_answer" / name, numbers))
-    }
-    return [_item(row, accepted[row["id"]]) for row in map(json.loads, _lines(folder / name, numbers))]
+    accepted = read_answers(category, numbers)
+    return [item_of(row, accepted[row["id"]][0]) for row in map(json.loads, read_lines(category, numbers))]
 
 
-def _item(row: JsonObject, ground_truth: Sequence[Mapping[str, JsonObject]]) -> Item:
-    function, answers = next(iter(ground_truth[0].items()))
+def item_of(row: JsonObject, accepted: Mapping[str, JsonObject]) -> Item:
+    """A question line of a category, and one call that is accepted for it."""
+    function, answers = next(iter(accepted.items()))
     return Item(
         id=row["id"],
         messages=tuple(Message(Role(turn["role"]), turn["content"]) for turn in row["question"][0]),
-        tools=tuple(
-            Tool(each["name"], each["description"], json_schema(each["parameters"]))
-            for each in row["function"]
-        ),
+        tools=tools_of(row),
         function=function,
         answers=answers,
+    )
+
+
+def tools_of(row: JsonObject) -> tuple[Tool, ...]:
+    """The functions that a question line offers."""
+    return tuple(
+        Tool(each["name"], each["description"], json_schema(each["parameters"])) for each in row["function"]
     )
 
 

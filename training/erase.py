@@ -22,6 +22,7 @@ from typing import IO, Any
 from training import balance, card, cycle
 
 SNAPSHOT = Path("snapshot", "inferences.parquet")
+_RECORDS = ("snapshot.json", "sets.json")  # of the log, and of a warm-up
 _LINES = ("dataset/train.jsonl", "dataset/gate.jsonl")
 _BATCH_ROWS = 1000
 
@@ -265,7 +266,8 @@ def _rewrite_snapshot(directory: Path, subject: Subject) -> None:
     import pyarrow as pa
     from pyarrow import parquet
 
-    path, record = directory / SNAPSHOT, directory / SNAPSHOT.parent / "snapshot.json"
+    path = directory / SNAPSHOT
+    record = next(each for name in _RECORDS if (each := path.with_name(name)).is_file())
     if not any(subject.row(row) or _their_feedback(row, subject) for row in _rows(directory)):
         return
     rows = feedback = 0

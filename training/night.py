@@ -49,6 +49,7 @@ class Night:
         self.cycle_id = self.directory.name
         self.problems: list[str] = []
         self.snapshot = self._record("snapshot/snapshot.json")
+        self.sets = self._record("snapshot/sets.json")  # of a warm-up, which has no snapshot of the log
         self.validation = self._record("validation/result.json")
         self.dataset = self._record("dataset/dataset.json")
         self.finetune = self._record("adapter/finetune.json")
@@ -126,6 +127,8 @@ class Night:
         note = self.notes[name]
         if name == "roll_out":
             return self._roll_out(title, over)
+        if name == "freeze" and self.sets:
+            title, output = "Imported sets", "snapshot/sets.json"
         state, reason = self._outcome(name, (self.directory / output).is_file(), over)
         started = note.get("started_at")
         return Step(

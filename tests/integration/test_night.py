@@ -118,7 +118,7 @@ def night(local_postgres: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
     yield Night(folder, url.render_as_string(hide_password=False))
 
 
-def test_a_night_runs_every_step_in_its_order_at_the_lowest_priority_and_a_second_one_is_a_second_cycle(
+def test_a_night_runs_every_step_in_its_order_at_the_lowest_priority_and_a_warm_up_is_a_second_cycle(
     night: Night,
 ) -> None:
     first = night.run()
@@ -131,10 +131,16 @@ def test_a_night_runs_every_step_in_its_order_at_the_lowest_priority_and_a_secon
         make_url(night.dsn).set(drivername="postgresql").render_as_string(False)
     ) as connection:
         assert connection.execute("SELECT slots FROM slot_pool WHERE pool = 'training'").fetchone() == (1,)
-    second = night.run(VERDICT="inconclusive")
+    second = night.run(
+        *("--warmup", "var/datasets/bfcl", "--warmup", "/sets & more/a b"),
+        VERDICT="inconclusive",
+        PLAY_warmup='echo "from $AGENTLOOP_WARMUP_FROM"',
+    )
     assert second.code == 0, second.out
     assert second.cycle_dir != first.cycle_dir
-    assert second.steps == [step for step in ALL if step != "ansible playbook"]
+    learned = [step for step in ALL[3:] if step != "ansible playbook"]
+    assert second.steps == ["training warmup", *learned]
+    assert f"   from {HOME}/var/datasets/bfcl:/sets & more/a b" in second.out.splitlines()
     assert "skipped: The champion serves on: the gate says inconclusive: as told" in second.out
 
 

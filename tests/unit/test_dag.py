@@ -62,6 +62,31 @@ def test_the_steps_follow_one_another(nightly: ModuleType) -> None:
         assert task(nightly, after).upstream_task_ids == {before}
 
 
+def test_a_warm_up_shares_all_steps_but_those_that_make_its_dataset_and_runs_when_it_is_told(
+    nightly: ModuleType,
+) -> None:
+    dag = nightly.warmup_dag
+    assert (dag.dag_id, dag.max_active_runs, type(dag.timetable).__name__) == (
+        "warmup_loop",
+        1,
+        "NullTimetable",
+    )
+    assert {kind.value for kind in dag.allowed_run_types} == {"manual"}
+    steps = ["warmup", *STEPS[3:]]
+    assert [each for each in dag.task_ids if each != "watch"] == steps
+    for before, after in itertools.pairwise(steps):
+        assert dag.task_dict[after].upstream_task_ids == {before}
+    assert dag.task_dict["watch"].upstream_task_ids == set(steps)
+    first = dag.task_dict["warmup"]
+    assert first.bash_command.endswith('-m training warmup --cycle "$AGENTLOOP_CYCLE_DIR"')
+    assert first.env["AGENTLOOP_WARMUP_FROM"] == "{{ params['sets'] | join(':') }}"
+    for name in STEPS[3:-3]:
+        assert dag.task_dict[name].bash_command == task(nightly, name).bash_command
+    with pytest.raises(Exception, match="non-empty"):
+        dag.params.get_param("sets").resolve([])
+    assert dag.params.get_param("sets").resolve(["var/datasets/bfcl"]) == ["var/datasets/bfcl"]
+
+
 def test_it_runs_nightly_one_at_a_time_without_catching_up_or_backfill(nightly: ModuleType) -> None:
     dag = nightly.dag
     assert (dag.dag_id, dag.max_active_runs, dag.catchup) == ("nightly_loop", 1, False)
@@ -114,7 +139,7 @@ def test_nothing_but_files_goes_from_step_to_step(nightly: ModuleType) -> None:
 
 
 def test_every_task_says_what_it_does_what_breaks_who_acts_and_what_to_do(nightly: ModuleType) -> None:
-    for each in nightly.dag.tasks:
+    for each in [*nightly.dag.tasks, *nightly.warmup_dag.tasks]:
         for heading in ("Does", "Breaks when it fails", "Who acts", "What to do"):
             assert re.search(rf"^- \*\*{heading}:\*\* \S.+", each.doc_md, re.MULTILINE), (
                 each.task_id,
