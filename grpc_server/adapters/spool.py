@@ -24,10 +24,8 @@ import contextlib
 import errno
 import json
 import logging
-import os
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -36,7 +34,8 @@ from uuid import UUID
 
 from grpc_server.adapters import spool_disk as disk
 from grpc_server.adapters.record_json import record_to_json
-from grpc_server.adapters.spool_frame import Corrupt, decode_frame, encode_frame, read_line, written_ms
+from grpc_server.adapters.spool_frame import Corrupt, encode_frame
+from grpc_server.adapters.spool_segments import Segments
 from grpc_server.domain.errors import ShuttingDown, SpoolFull
 from grpc_server.domain.ports import SpoolState
 from grpc_server.domain.types import (
@@ -50,29 +49,13 @@ from grpc_server.domain.types import (
 )
 
 SEGMENT_BYTES = 8 << 20
-SEGMENT_SECONDS = 60.0
-"""After this a new segment begins once all of it is stored: what callers wrote need not stay on this disk."""
 END_BYTES = 256 << 10
 """Space kept back for one end record: 8,192 tokens of 10 escaped bytes each, three times over."""
-BATCH_BYTES = 8 << 20
 WAITING_BYTES = 64 << 20
 """What may wait in memory for a disk that is slow to take it; then new work is refused."""
 RETRY_SECONDS = 1.0
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Segment:
-    path: Path
-    base: int
-    size: int = 0
-    descriptor: int = -1
-    begun: float = field(default_factory=time.monotonic)
-
-    @property
-    def end(self) -> int:
-        return self.base + self.size
 
 
 @dataclass(slots=True)
@@ -118,17 +101,10 @@ class FileSpool:
         self.server_id = server_id
         self.max_bytes = max_bytes
         self.max_records = max_records
-        self.torn = 0
-        """Records cut short by a crash before they were accepted, and dropped when the spool was opened."""
         self._segment_bytes = segment_bytes
+        self._files = Segments(directory, segment_bytes)
         self._end_bytes = end_bytes
         self._clock = clock
-        self._guard = threading.Lock()  # of the fields down to _oldest_ms, shared by the two threads
-        self._segments: list[_Segment] = []
-        self._position = 0
-        self._end = 0
-        self._records = 0
-        self._oldest_ms: int | None = None
         self._refusal = ""
         self._open: set[UUID] = set()
         self._waiting: list[_Waiting] = []
@@ -138,13 +114,15 @@ class FileSpool:
         self._arrived = asyncio.Event()  # something to read
         self._wake = asyncio.Event()  # something to write
         self._closed = True
-        self._lock_file: int | None = None
-        self._active: _Segment | None = None  # the one being written: the last
-        self._reserved = 0
         self._writer = ThreadPoolExecutor(1, "spool-writer")
         self._reader = ThreadPoolExecutor(1, "spool-reader")
 
     # Life
+
+    @property
+    def torn(self) -> int:
+        """Records cut short by a crash before they were accepted, and dropped when the spool was opened."""
+        return self._files.torn
 
     async def open(self) -> None:
         """Take the directory, drop a torn last record, and append ServerStarted.
@@ -166,63 +144,18 @@ class FileSpool:
         self._wake.set()
         while self._flusher is not None and not self._flusher.done():
             await self._flusher
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._close_files)
-        self._delete_stored()  # the last segment too, if nothing in it waits
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._files.close)
+        self._files.delete_stored()  # the last segment too, if nothing in it waits
         self._writer.shutdown()
         self._reader.shutdown()
 
     def _open_files(self) -> None:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_file = disk.lock(self.directory / "lock")
-        try:
-            self._find_records()
-        except BaseException:
-            self._close_files()
-            raise
+        self._files.open()
         try:
             (self.directory / "dead").mkdir(mode=0o700, exist_ok=True)
-            self._grow_reserve(self._segment_bytes)
+            self._files.grow_reserve(self._segment_bytes)
         except OSError as error:  # a full disk is no reason not to start
             self._refusal = _refusal(error)
-
-    def _find_records(self) -> None:
-        self._position = disk.read_position(self.directory / "position")
-        segments = [
-            _Segment(path, int(path.stem), path.stat().st_size)
-            for path in sorted(self.directory.glob("*.log"))
-        ]
-        if segments:
-            self._drop_torn(segments[-1])
-            self._position = max(self._position, segments[0].base)
-        for segment in segments:
-            if segment.size == 0:
-                segment.path.unlink()
-        self._segments = [segment for segment in segments if segment.size]
-        self._end = max([self._position, *(segment.end for segment in segments)])
-        self._records = sum(1 for _ in self._lines(self._position, self._end))
-        self._oldest_ms = self._read_moment()
-        self._delete_stored()
-
-    def _close_files(self) -> None:
-        if self._active is not None:
-            self._retire(self._active)
-        with contextlib.suppress(OSError):
-            (self.directory / "reserve").unlink(missing_ok=True)
-        self._reserved = 0
-        if self._lock_file is not None:
-            os.close(self._lock_file)
-            self._lock_file = None
-
-    def _drop_torn(self, segment: _Segment) -> None:
-        """A last record that is not whole was never acknowledged: nobody counts on it."""
-        with segment.path.open("rb") as file:
-            data = file.read()
-        whole = data.rfind(b"\n") + 1
-        if whole < segment.size and isinstance(decode_frame(data[whole:]), Corrupt):
-            self.torn += 1
-            _log.warning("spool: dropped a torn record of %d bytes", segment.size - whole)
-            os.truncate(segment.path, whole)
-            segment.size = whole
 
     # Appending
 
@@ -334,9 +267,11 @@ class FileSpool:
         """Why new work must be refused, if so; sees to it that the reserve holds the ends to come."""
         starts = sum(isinstance(waiting.record, InferenceStarted) for waiting in batch)
         try:
-            self._grow_reserve(max(self._segment_bytes, (len(self._open) + max(starts, 1)) * self._end_bytes))
-            if self._refusal and self._active is None:
-                self._begin_segment(0)
+            self._files.grow_reserve(
+                max(self._segment_bytes, (len(self._open) + max(starts, 1)) * self._end_bytes)
+            )
+            if self._refusal and self._files.active is None:
+                self._files.begin(0)
         except OSError as error:
             return _refusal(error)
         return ""
@@ -345,38 +280,12 @@ class FileSpool:
         """Write and sync; all of them, or (OSError) none."""
         if not taken:
             return
-        data = b"".join(waiting.frame for waiting in taken)
-        active = self._active
-        if (
-            active is None
-            or active.size + len(data) > max(self._segment_bytes, len(data))
-            or self._is_spent()
-        ):
-            active = self._begin_segment(len(data))
-        try:
-            disk.write_all(active.descriptor, data, active.size)
-            os.fdatasync(active.descriptor)
-        except OSError:  # nothing beyond the last good record can be trusted now
-            self._retire(active)
-            raise
-        with self._guard:
-            active.size += len(data)
-            self._end = active.end
-            self._records += len(taken)
-            if self._oldest_ms is None:
-                self._oldest_ms = written_ms(taken[0].frame)
+        self._files.append([waiting.frame for waiting in taken])
         for waiting in taken:
             if isinstance(waiting.record, InferenceStarted):
                 self._open.add(waiting.record.id)
             elif isinstance(waiting.record, InferenceEnded):
                 self._open.discard(waiting.record.id)
-
-    def _is_spent(self) -> bool:
-        """Whether all of the segment being written is stored, and has been readable for long enough."""
-        with self._guard:
-            active = self._active
-            stored = active is not None and active.size > 0 and active.end <= self._position
-        return stored and active is not None and time.monotonic() - active.begun > SEGMENT_SECONDS
 
     def _put_ends(self, ends: list[_Waiting]) -> None:
         """The disk refuses: ends go into the reserve, and where even that fails they wait in memory."""
@@ -384,7 +293,7 @@ class FileSpool:
         if not ends:
             return
         try:
-            self._begin_segment(0, from_reserve=True)
+            self._files.begin(0, from_reserve=True)
             self._put(ends)
         except OSError as error:
             _log.error("spool: %d ends wait in memory, the disk refuses them: %s", len(ends), error)
@@ -393,10 +302,11 @@ class FileSpool:
 
     def _room(self) -> tuple[int, int]:
         """Bytes and records that new work may take, the ends of the open inferences set aside."""
-        with self._guard:
+        files = self._files
+        with files.guard:
             return (
-                self.max_bytes - (self._end - self._position) - len(self._open) * self._end_bytes,
-                self.max_records - self._records - len(self._open),
+                self.max_bytes - (files.end - files.position) - len(self._open) * self._end_bytes,
+                self.max_records - files.records - len(self._open),
             )
 
     def _full_text(self) -> str:
@@ -404,58 +314,6 @@ class FileSpool:
             f"the log's spool is full ({self.max_bytes} bytes or {self.max_records} records wait for the "
             "database): no new work is accepted until the database has taken some"
         )
-
-    def _begin_segment(self, size: int, *, from_reserve: bool = False) -> _Segment:
-        if self._active is not None:
-            self._retire(self._active)
-        path = self.directory / f"{self._end:020d}.log"
-        if from_reserve:
-            (self.directory / "reserve").rename(path)
-            self._reserved = 0
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            if not from_reserve:
-                disk.allocate(descriptor, max(self._segment_bytes, size))
-            disk.sync_directory(self.directory)
-        except OSError:
-            os.close(descriptor)
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
-        segment = _Segment(path, self._end, descriptor=descriptor)
-        with self._guard:
-            self._active = segment
-            self._segments.append(segment)
-        return segment
-
-    def _retire(self, segment: _Segment) -> None:
-        """Close the segment being written, and give back what it had allocated beyond its end."""
-        with self._guard:
-            self._active = None
-            if segment.size == 0:
-                self._segments.remove(segment)
-        with contextlib.suppress(OSError):
-            os.ftruncate(segment.descriptor, segment.size)
-        os.close(segment.descriptor)
-        if segment.size == 0:
-            with contextlib.suppress(OSError):
-                segment.path.unlink()
-
-    def _grow_reserve(self, size: int) -> None:
-        if self._reserved >= size:
-            return
-        size = -(-size // self._segment_bytes) * self._segment_bytes
-        path = self.directory / "reserve"
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            disk.allocate(descriptor, size)
-            self._reserved = size
-        except OSError:
-            if not self._reserved:
-                path.unlink()
-            raise
-        finally:
-            os.close(descriptor)
 
     # Reading
 
@@ -465,18 +323,19 @@ class FileSpool:
         `max_bytes` is the limit as things stand: `full` is true on a full disk, too, and where there are too
         many records.
         """
-        with self._guard:
-            used = self._end - self._position
-            oldest = self._oldest_ms
+        files = self._files
+        with files.guard:
+            used = files.end - files.position
+            oldest = files.oldest_ms
             limit = self.max_bytes - (len(self._open) + 1) * self._end_bytes
-            if self._refusal or self._records + len(self._open) + 2 > self.max_records:
+            if self._refusal or files.records + len(self._open) + 2 > self.max_records:
                 limit = min(limit, used)
             age = 0.0 if oldest is None else max(0.0, self._clock() - oldest / 1000)
-            return SpoolState(self._records, used, age, limit)
+            return SpoolState(files.records, used, age, limit)
 
     async def wait(self, seconds: float) -> None:
         """Return when there is something to read, or the time is over, or the spool is closed."""
-        if self._end > self._position or self._closed:
+        if self._files.end > self._files.position or self._closed:
             return
         self._arrived.clear()
         with contextlib.suppress(TimeoutError):
@@ -488,11 +347,11 @@ class FileSpool:
         What is no record comes as Corrupt. Nothing is consumed: the same records come again until `commit`.
         At most `limit` records and 8 MiB (or one record, if it alone is larger).
         """
-        return await asyncio.get_running_loop().run_in_executor(self._reader, self._read, limit)
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._files.read, limit)
 
     async def commit(self, position: int) -> None:
         """Forget what is before `position`: it is stored, or dead-lettered. Deletes finished segments."""
-        await asyncio.get_running_loop().run_in_executor(self._reader, self._commit, position)
+        await asyncio.get_running_loop().run_in_executor(self._reader, self._files.commit, position)
 
     async def dead_letter(self, position: int, what: LogRecord | Corrupt, reason: str) -> None:
         """Keep in `dead/`, by an atomic rename, what cannot be stored. Doing it twice leaves one file.
@@ -521,78 +380,6 @@ class FileSpool:
     def dead_letters(self) -> int:
         """How many records are in `dead/`."""
         return sum(1 for _ in (self.directory / "dead").glob("*.json"))
-
-    def _read(self, limit: int) -> list[tuple[int, LogRecord | Corrupt]]:
-        with self._guard:
-            position, end = self._position, self._end
-        batch: list[tuple[int, LogRecord | Corrupt]] = []
-        size = 0
-        for after, line in self._lines(position, end):
-            size += len(line)
-            if batch and size > BATCH_BYTES:
-                break
-            batch.append((after, decode_frame(line)))
-            if len(batch) >= limit:
-                break
-        return batch
-
-    def _commit(self, position: int) -> None:
-        with self._guard:
-            if not self._position <= position <= self._end:
-                raise ValueError(f"position {position} is not in {self._position}..{self._end}")
-            before = self._position
-        stored = sum(1 for _ in self._lines(before, position))
-        with self._guard:
-            self._position = position
-            self._records -= stored
-            self._oldest_ms = None
-        oldest = self._read_moment()
-        with self._guard:
-            if self._oldest_ms is None:
-                self._oldest_ms = oldest
-        try:
-            disk.write_position(self.directory / "position", position)
-        except OSError as error:  # storing twice changes nothing: better than to stop storing
-            _log.warning("spool: the position could not be written: %s", error)
-        self._delete_stored()
-
-    def _lines(self, position: int, end: int) -> Iterator[tuple[int, bytes]]:
-        """Each line from `position` to `end`, with the position after it."""
-        with self._guard:
-            segments = list(self._segments)
-        for segment in segments:
-            if segment.end <= position or segment.base >= end or segment.size == 0:
-                continue
-            with segment.path.open("rb") as file:
-                at = max(position, segment.base)
-                stop = min(end, segment.end)
-                file.seek(at - segment.base)
-                while at < stop:
-                    line = read_line(file, stop - at)
-                    at += len(line)
-                    yield at, line
-
-    def _read_moment(self) -> int | None:
-        """When the oldest record was written, in ms; None if there is none."""
-        with self._guard:
-            position, end = self._position, self._end
-        for _, line in self._lines(position, end):
-            return written_ms(line)
-        return None
-
-    def _delete_stored(self) -> None:
-        """Delete the segments before the position, the one being written excepted."""
-        with self._guard:
-            position, active = self._position, self._active
-            stored = [one for one in self._segments if one.end <= position and one is not active]
-        for segment in stored:
-            try:
-                segment.path.unlink(missing_ok=True)
-            except OSError as error:
-                _log.warning("spool: a stored segment could not be deleted: %s", error)
-                return
-            with self._guard:
-                self._segments.remove(segment)
 
 
 def _may_be_refused(record: LogRecord) -> bool:

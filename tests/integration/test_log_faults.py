@@ -23,6 +23,7 @@ from agentloop.client import AsyncClient
 from agentloop.errors import AgentLoopError as ClientError
 from agentloop.types import Completed, Sampling, Started
 from grpc_server.adapters import spool as spool_module
+from grpc_server.adapters import spool_segments
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.spool import FileSpool
@@ -132,7 +133,7 @@ async def spool(tmp_path: Path) -> AsyncIterator[FileSpool]:
 
 async def killed(spool: FileSpool) -> None:
     """What SIGKILL leaves of it: the files as they are, and no lock."""
-    await asyncio.get_running_loop().run_in_executor(spool._writer, spool._close_files)
+    await asyncio.get_running_loop().run_in_executor(spool._writer, spool._files.close)
 
 
 async def reopened(spool: FileSpool) -> FileSpool:
@@ -393,7 +394,7 @@ async def test_a_batch_whose_commit_was_not_noted_is_stored_once(
     for record in records:
         await spool.append(record)
     with monkeypatch.context() as broken:
-        broken.setattr(spool_module.FileSpool, "_commit", _dies)
+        broken.setattr(spool_segments.Segments, "commit", _dies)
         flushing = asyncio.create_task(Drain(spool, store).flush(60))
         await until(lambda: len(query(dsn, "SELECT FROM learning_log")) == 20, 30)
         flushing.cancel()
@@ -504,12 +505,12 @@ async def test_a_disk_that_turns_read_only_stops_no_server_and_loses_no_end(
 
 def _make_unwritable(spool: FileSpool) -> None:
     """A read-only remount, as the kernel does it after an error; it needs every writer's file closed."""
-    active = spool._active
+    active = spool._files.active
     assert active is not None
     os.close(active.descriptor)
-    lock = spool._lock_file
+    lock = spool._files.lock_file
     assert lock is not None
     os.close(lock)
-    spool._lock_file = None
+    spool._files.lock_file = None
     active.descriptor = os.open(active.path, os.O_RDONLY)
     subprocess.run(["mount", "-o", "remount,ro", spool.directory.parent], check=True)

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from grpc_server.adapters import spool as spool_module
-from grpc_server.adapters import spool_disk
+from grpc_server.adapters import spool_disk, spool_segments
 from grpc_server.adapters.spool import FileSpool
 from grpc_server.adapters.spool_frame import Corrupt, decode_frame, encode_frame
 from grpc_server.domain.errors import Precondition, ShuttingDown, SpoolFull
@@ -150,7 +150,7 @@ async def test_a_record_larger_than_a_segment_is_taken(tmp_path: Path) -> None:
 async def test_a_batch_holds_a_bounded_number_of_bytes(
     spool: FileSpool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(spool_module, "BATCH_BYTES", 5000)
+    monkeypatch.setattr(spool_segments, "BATCH_BYTES", 5000)
     for _ in range(10):
         await spool.append(make.started(request={"text": "x" * 2000}))
     assert len(await spool.read_batch(100)) == 3  # the server start and two
@@ -230,7 +230,7 @@ async def test_what_is_stored_does_not_stay_in_the_spool(
     await consume(spool)
     await spool.append(make.started(session_id="second"))  # in the same segment, which is young
     assert len(list(tmp_path.glob("*.log"))) == 1
-    monkeypatch.setattr(spool_module, "SEGMENT_SECONDS", 0.0)
+    monkeypatch.setattr(spool_segments, "SEGMENT_SECONDS", 0.0)
     await spool.append(make.started(session_id="third"))  # the second waits still
     await consume(spool)
     await spool.append(make.started(session_id="fourth"))

@@ -43,7 +43,7 @@ async def rest(spool: FileSpool) -> list[LogRecord | Corrupt]:
 
 async def crash(spool: FileSpool) -> None:
     """What SIGKILL leaves: the files as they are, the lock free."""
-    await asyncio.get_running_loop().run_in_executor(spool._writer, spool._close_files)
+    await asyncio.get_running_loop().run_in_executor(spool._writer, spool._files.close)
     spool._writer.shutdown()
     spool._reader.shutdown()
 
