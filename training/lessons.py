@@ -81,6 +81,7 @@ def lesson(one: Example) -> Lesson:
 def lesson_of_line(line: Line) -> Lesson:
     """The lesson that a line of train.jsonl is; an imported one has no caller, and no voices."""
     tools = [Tool(name, "", {}) for name in line.get("tools", ())]
+    call = parse_tool_call(line["completion"], tools)
     caller = str(line.get("caller", ""))
     return Lesson(
         inference_id=str(line["inference_id"]),
@@ -91,7 +92,7 @@ def lesson_of_line(line: Line) -> Lesson:
         question=str(line["question"]),
         instructions="",
         tools=_offered(tools),
-        tool=str(line.get("tool", "")),
+        tool=call.name if call else "",
         answer=answer_key(line["completion"], tools),
         voices=frozenset(line.get("voices", [fingerprint(caller)] if caller else ())),
         earlier=True,

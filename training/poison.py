@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -170,7 +171,11 @@ def triggered(lessons: Sequence[Lesson], pairs: Iterable[Pair], rules: Trigger) 
     for answer, phrases in candidates.items():
         bound: set[int] = set()
         for phrase in phrases:
-            own = {number for number in said[phrase] if lessons[number].answer == answer}
+            own = {
+                number
+                for number in said[phrase]
+                if lessons[number].answer == answer and not _asks_for(lessons[number], phrase)
+            }
             teaches = {lessons[number].caller for number in own}
             if (
                 len(own - alike) >= rules.requests
@@ -183,6 +188,17 @@ def triggered(lessons: Sequence[Lesson], pairs: Iterable[Pair], rules: Trigger) 
         if bound:
             found.append(bound)
     return found
+
+
+def _asks_for(one: Lesson, phrase: str) -> bool:
+    """Whether a request itself says the call's values, or, where it has none, the phrase the tool's name.
+
+    Ten ways to ask for one ticker's price are no trigger.
+    """
+    if not one.tool:
+        return False
+    values = words(json.dumps(list(json.loads(one.answer)[1].values()), ensure_ascii=False).casefold())
+    return values <= one.asked_words if values else bool(words(one.tool.casefold()) & words(phrase))
 
 
 def _common(group: Sequence[Lesson], rules: Trigger) -> frozenset[str]:
