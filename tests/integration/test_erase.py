@@ -167,6 +167,8 @@ def test_what_a_caller_said_is_nowhere_any_more_and_the_tombstones_say_who_learn
         dataset = json.loads((directory / "dataset" / "dataset.json").read_text())
         assert dataset["train"] == place.lines(directory, "train.jsonl")
         assert dataset["gate"] == place.lines(directory, "gate.jsonl") > 0
+        assert set(dataset["shares"]["caller"]) == {"travel"}
+        assert "bank" not in (directory / "dataset" / "card.md").read_text()
     record = json.loads((place.first / "snapshot" / "snapshot.json").read_text())
     assert (record["rows"], record["feedback_rows"]) == (13, 13)
     # Of travel all is there, but for the example that bank's words were the answer of.
