@@ -8,9 +8,9 @@ before.
 The rows are made of the leaderboard's questions, in the form in which freezing writes them. Every prompt,
 every answer and every id is another one: numbers are drawn anew, and words of other questions are added. What
 repeats are the tools: 1,711 sets, drawn evenly, so that of 1,000,000 rows 99.8 % have a set that came before,
-and of 10,000 rows 83 %. A set that is new costs about 3 ms, one that is known 1 µs; services have fewer sets
-than that, and sets that change with every request would not reach this rate. Two rows in three have a call in
-their answer, a third has feedback, half of it a demonstration; 3 % break a rule.
+and of 10,000 rows 83 %. A set that is new costs just under 1 ms, one that is known 1 µs; services have fewer
+sets than that, and sets that change with every request would not reach this rate. Two rows in three have a
+call in their answer, a third has feedback, half of it a demonstration; 3 % break a rule.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Whether a tool's parameters are a JSON Schema, and whether a call's arguments are what it allows.
 
-`jsonschema` decides, in 120 µs a call. Most schemas of tools use a dozen keywords only; of those
-jsonschema-rs says the same in 2 µs, and is asked instead. Whatever could take long or reach outside
+`jsonschema` decides, in 120 µs a call and 900 a schema. Most schemas of tools use a dozen keywords only; of
+those jsonschema-rs says the same in 2 and 20, and is asked instead. Whatever could take long or reach outside
 (references, patterns, combinations, very deep ones) is left to `jsonschema`, which can be interrupted.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Any
 
 import jsonschema_rs
@@ -36,8 +38,7 @@ class Arguments:
     """What one schema allows."""
 
     def __init__(self, schema: Any) -> None:
-        # What it refers to elsewhere is never fetched.
-        self._exact = Draft202012Validator(schema, registry=Registry())
+        self._schema = schema
         self._quick = _quick(schema)
 
     def allow(self, arguments: Mapping[str, Any]) -> bool:
@@ -53,6 +54,11 @@ class Arguments:
         except Exception:  # a schema that points nowhere, at itself, has a broken pattern, …
             return False
 
+    @cached_property
+    def _exact(self) -> Draft202012Validator:
+        # What it refers to elsewhere is never fetched.
+        return Draft202012Validator(self._schema, registry=Registry())
+
 
 def arguments_of(schema: Mapping[str, Any]) -> Arguments | None:
     """What a schema allows; None if it is none."""
@@ -62,11 +68,18 @@ def arguments_of(schema: Mapping[str, Any]) -> Arguments | None:
 def _check(schema_json: bytes) -> Arguments | None:
     schema = json.loads(schema_json)
     try:
-        with within(_SCHEMA_SECONDS):
-            Draft202012Validator.check_schema(schema)
-        return Arguments(schema)
+        return Arguments(schema) if _is_schema(schema) else None
     except Exception:  # SchemaError, and whatever else a caller's schema does to the libraries
         return None
+
+
+def _is_schema(schema: Any) -> bool:
+    if _is_plain(schema, _DEEPEST):
+        with contextlib.suppress(ValueError):  # a number that Rust cannot hold
+            return bool(jsonschema_rs.meta.is_valid(schema))
+    with within(_SCHEMA_SECONDS):
+        Draft202012Validator.check_schema(schema)
+    return True
 
 
 _checked = SizedCache(_check, _CACHE_BYTES)
@@ -90,7 +103,7 @@ def _is_plain(schema: Any, deep: int) -> bool:
         return False
     for keyword, value in schema.items():
         if keyword == "properties":
-            if not all(_is_plain(each, deep - 1) for each in value.values()):
+            if not isinstance(value, dict) or not all(_is_plain(each, deep - 1) for each in value.values()):
                 return False
         elif keyword in ("items", "additionalProperties"):
             if not _is_plain(value, deep - 1):

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, SchemaError
 
 from grpc_server.domain.plain import request_from_plain
 from tests.integration.log_by_hand import WEATHER, assistant, request, user
@@ -153,6 +153,28 @@ def test_the_quick_validator_says_what_jsonschema_says(schema: Any, arguments: d
     found = Arguments(schema)
     assert found._quick is not None
     assert found.allow(arguments) == Draft202012Validator(schema).is_valid(arguments)
+
+
+mistaken = {keyword: right | values for keyword, right in keywords.items()}
+doubtful: st.SearchStrategy[Any] = st.recursive(
+    values | st.fixed_dictionaries({}, optional=mistaken),
+    lambda inner: st.fixed_dictionaries(
+        {},
+        optional=mistaken
+        | {"properties": inner | st.dictionaries(names, inner, max_size=3), "items": inner | st.lists(inner)},
+    ),
+    max_leaves=4,
+)
+
+
+@given(st.fixed_dictionaries({"properties": doubtful}, optional={"items": doubtful} | mistaken))
+def test_what_is_a_schema_for_jsonschema_is_one(schema: Any) -> None:
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError:
+        assert arguments_of(schema) is None
+    else:
+        assert arguments_of(schema) is not None
 
 
 @pytest.mark.parametrize(
