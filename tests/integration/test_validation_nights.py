@@ -128,10 +128,13 @@ def test_the_report_tells_what_drifted(tmp_path: Path) -> None:
     record = training_cycle.read_json(directory / "validation" / "result.json")
     drifted = {"name": "language_stable", "says": "x", "blocking": False, "success": False}
     record["expectations"].append(drifted | {"observed": {"value": 0.1234, "limit": 0.1}})
+    first = {"name": "refusals_not_risen", "says": "y", "blocking": True, "success": True}
+    record["expectations"].append(first | {"observed": {"not_judged": "no earlier rows"}})
     training_cycle.write_json(directory / "validation" / "result.json", record)
     page = report.run(directory).read_text(encoding="utf-8")
     assert "language stable" in page
     assert "0.123" in page
+    assert "no earlier rows" in page
 
 
 @pytest.fixture
