@@ -141,17 +141,35 @@ def finetune(
 
 @app.command()
 def quantize(
-    cycle: Cycle, state_dir: StateDir = Path("var"), base_gguf: BaseGguf = None, as_json: AsJson = False
+    cycle: Cycle,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="AGENTLOOP_QUANTIZE",
+            help="Types and thresholds. [default: training/configs/quantize.yaml]",
+            show_default=False,
+        ),
+    ] = None,
+    every_type: Annotated[
+        bool, typer.Option("--all", help="Measure every type, to choose by; the choice is the same.")
+    ] = False,
+    state_dir: StateDir = Path("var"),
+    base_gguf: BaseGguf = None,
+    as_json: AsJson = False,
 ) -> None:
     """Merge base and adapter into one GGUF, quantize it, and measure what that cost."""
     from training import quantize as step
 
     base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
     with explained():
-        made = step.run(cycle, base, state_dir)
-    divergence = made["kl_divergence"]
-    cost = "not measured (too little text)" if divergence is None else f"{divergence:.4f} nats a token"
-    say(made, as_json, f"{made['type']}, {made['size_bytes'] / 1e6:.0f} MB; KL divergence {cost}.")
+        made = step.run(cycle, base, state_dir, config or step.CONFIG, every_type=every_type)
+    lines = []
+    for each in made["tried"] if every_type else [made]:
+        divergence = each["kl_divergence"]
+        cost = "not measured (too little text)" if divergence is None else f"{divergence:.4f} nats a token"
+        matrix = " with importance" if each["importance_matrix"] else ""
+        lines.append(f"{each['type']}{matrix}, {each['size_bytes'] / 1e6:.0f} MB; KL divergence {cost}.")
+    say(made, as_json, "\n".join(lines))
 
 
 @app.command()
@@ -213,9 +231,10 @@ def gate(
 ) -> None:
     """Decide from the paired answers: pass, fail or inconclusive. Any of the three is success."""
     from training import gate as step
+    from training.gate_rules import RULES
 
     with explained():
-        decided = step.run(cycle, rules or step.RULES)
+        decided = step.run(cycle, rules or RULES)
     say(decided, as_json, f"{decided['verdict']}: {decided['reason']}")
 
 

@@ -5,7 +5,7 @@ An item is a question, the functions offered for it, and the calls that the lead
 | items                                                         | are for                                |
 |---------------------------------------------------------------|----------------------------------------|
 | `simple_python` 0-199, `multiple`, `live_simple`, `live_multiple` | traffic, and so training           |
-| `simple_python` 200-299                                       | evaluation                             |
+| `simple_python` 200-299; what `bfcl_calls` reads              | evaluation                             |
 | `simple_python` 300-399                                       | sealed: nothing here parses them       |
 
 Traffic leaves out every item that shares a question or a function with `simple_python` 200-399; their ids

@@ -23,7 +23,8 @@ from training import balance, card, cycle
 
 SNAPSHOT = Path("snapshot", "inferences.parquet")
 _RECORDS = ("snapshot.json", "sets.json")  # of the log, and of a warm-up
-_LINES = ("dataset/train.jsonl", "dataset/gate.jsonl")
+_DATASET = ("dataset/train.jsonl", "dataset/gate.jsonl")
+_LINES = (*_DATASET, "regressions.jsonl")
 _BATCH_ROWS = 1000
 
 Line = Mapping[str, Any]
@@ -236,7 +237,7 @@ def _rewrite_lines(directory: Path, hit: frozenset[str]) -> None:
     if record.is_file():
         kept = {
             Path(name).stem: sum(line["inference_id"] not in hit for line in _read(directory / name))
-            for name in _LINES
+            for name in _DATASET
         }
         told = {**cycle.read_json(record), **kept}
         if "shares" in told:  # they name callers; so does the card

@@ -1,9 +1,10 @@
 """How good are champion and candidate? Asks both the same questions, through a server of their own.
 
 Who is asked: the champion (stable target of the live server's route `default`, or, where that is this cycle's
-candidate already, whom it replaced), the candidate (this cycle's model.gguf), and, on the target suite, the
-untouched base, shown examples and held to the schema. All answer greedily. What is measured is what will
-serve: the same program, engine and renderer.
+candidate already, whom it replaced), the candidate (this cycle's model.gguf), of all that ever served the one
+that was best on a suite, where that is not the champion, and, on the target suite, the untouched base, shown
+examples and held to the schema. All answer greedily. What is measured is what will serve: the same program,
+engine and renderer.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from grpc_server.domain.plain import message_from_plain
-from training import bfcl, cycle, suites
+from training import bfcl, cycle, measures, regressions, suites
 from training.asking import Answer, Progress, Question, ask_all, key
 from training.own_server import generator
 from training.statistics import wilson
-from training.subjects import Place, Subject, UnknownModelError, candidate, serving, subjects
+from training.subjects import Place, Subject, UnknownModelError, best, candidate, serving, subjects
 from training.suites import Item, Suite
 
 T = TypeVar("T")
@@ -54,8 +55,15 @@ def run(
     name, sha256 = _serving(directory, place) if champion is None else (champion, "")
     asked = subjects(directory, place, few_shot, name, sha256)
     gate_file = directory / "dataset" / "gate.jsonl"
-    found = {suite: suites.items(suite, gate_file, config.max_tokens) for suite in config.suites}
+    failed = regressions.before(directory)
+    found = {suite: suites.items(suite, gate_file, config.max_tokens, failed) for suite in config.suites}
+    ever = {
+        suite.name: best(directory, place, suite.name, asked[0])
+        for suite in config.suites
+        if "best_ever" in suite.subjects
+    }
     who: dict[str, Any] = {subject.name: subject.who for subject in asked}
+    who["best_ever"] = {suite: subject.who for suite, subject in ever.items()}
     inputs = {
         "subjects": who,
         "suites": {suite.name: suites.sha256(items) for suite, items in found.items()},
@@ -65,13 +73,14 @@ def run(
     if not cycle.done(output / "evaluation.json", inputs):
         packages = ("xllamacpp",) if place.engine == "embedded" else ()
         with cycle.step(directory, "evaluate", seed=0, packages=packages, outputs=["evaluation"]):
-            questions = list(_questions(found, asked, generator(place.engine)))
+            questions = list(_questions(found, asked, ever, generator(place.engine)))
             answers = asyncio.run(_until_stopped(ask_all(questions, config, place, progress)))
             rows = {
                 suite.name: [_row(q, answers[q.key]) for q in questions if q.suite == suite.name]
                 for suite in config.suites
             }
-            _write(output, rows, {**who, "inputs": inputs})
+            measured = measures.measure(asked, config.measures) if config.measures else {}
+            _write(output, rows, {**who, "measures": measured, "inputs": inputs})
     return cycle.read_json(output / "summary.json")
 
 
@@ -94,10 +103,16 @@ def _serving(directory: Path, place: Place) -> tuple[str, str]:
 
 
 def _questions(
-    found: Mapping[Suite, Sequence[Item]], asked: Sequence[Subject], made_by: Mapping[str, str]
+    found: Mapping[Suite, Sequence[Item]],
+    asked: Sequence[Subject],
+    ever: Mapping[str, Subject],
+    made_by: Mapping[str, str],
 ) -> Iterator[Question]:
+    """What each is asked; the best ever only where it is not the champion, whose answers are its own then."""
+    champion = asked[0]
     for suite, items in found.items():
-        for subject in asked:
+        third = ever.get(suite.name, champion)
+        for subject in (*asked, *([] if third.sha256 == champion.sha256 else [third])):
             if subject.name in suite.subjects:
                 for item in items:
                     request = subject.prepare(item.request)

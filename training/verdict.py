@@ -71,7 +71,7 @@ def _held(night: Night) -> Verdict:
         now = "Nothing is broken. If it happens again, look at the answers that got worse, below."
     else:
         headline = "The candidate is not shown to be better: the champion serves on."
-        now = "Nothing. More feedback, or more questions in the gate's suites, decides such a night."
+        now = "Nothing. More feedback, or more questions, as many as the reason says, decide such a night."
     return Verdict("held", headline, night.gate["reason"], now)
 
 

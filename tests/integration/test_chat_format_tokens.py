@@ -12,8 +12,8 @@ from gguf import GGUFReader
 
 from grpc_server.domain.chat_format import render, render_answer
 from grpc_server.domain.types import Message, Role, Tool, ToolCall
+from training import llama
 from training.base import hugging_face_folder, stay_offline
-from training.quantize import llama_tool
 
 ROOT = Path(__file__).parents[2]
 WEATHER = Tool(
@@ -48,7 +48,7 @@ def served(text: str, gguf: Path, scratch: Path) -> list[int]:
     """Token ids as llama.cpp makes them of a prompt, with what it adds in front."""
     file = scratch / "prompt.txt"
     file.write_text(text, encoding="utf-8")
-    tool = llama_tool("llama-tokenize")
+    tool = llama.tool("llama-tokenize")
     said = subprocess.run(
         [tool, "-m", gguf, "-f", file, "--ids", "--log-disable"],
         env={**os.environ, "LD_LIBRARY_PATH": str(tool.parent)},

@@ -68,6 +68,8 @@ def night(folder: Path, name: str, dsn: str) -> Path:
     items = [json.loads(line) for line in (directory / "dataset" / "gate.jsonl").read_text().splitlines()]
     lines = [{"item_id": one["inference_id"], "answer": one["demonstration"]} for one in items]
     (evaluation / "gate.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    failed = (directory / "dataset" / "gate.jsonl").read_text()
+    (directory / "regressions.jsonl").write_text(failed)
     (directory / "steps").mkdir(exist_ok=True)
     (directory / "model.gguf").write_bytes(b"GGUF")
     cycle.write_json(directory / "gate.json", {"candidate": {"model_version": f"gemma-3-270m:{name}"}})

@@ -149,7 +149,8 @@ def test_all_are_asked_the_same_and_the_gate_can_judge(
     }
     decided = gate.run(directory)
     assert decided["champion"] == about["champion"] and decided["candidate"] == about["candidate"]
-    assert [check["n"] for check in decided["checks"]] == [100, 10, 100, 100]
+    assert [check["n"] for check in decided["checks"]] == [100, 10, 10, 100, 0, 100, 100]
+    assert about["best_ever"] == {"simple_python": about["champion"], "gate": about["champion"]}
 
 
 def test_the_command_line_prints_a_line_for_each_suite_and_subject(
@@ -185,6 +186,52 @@ def test_a_champion_is_asked_once_for_all_nights(
     (directory / "model.gguf").write_bytes(b"GGUF another candidate")
     evaluated(directory, place, config_file=few)
     assert {generation.model_version for generation in engines[1].asked} == {CANDIDATE}
+
+
+def an_earlier_night(place: Place, right: int) -> str:
+    """A version that served then, its GGUF kept, and had so many of ten gate items right; its name."""
+    earlier = place.cycles_dir / "20260101T000000Z"
+    (earlier / "evaluation").mkdir(parents=True)
+    (earlier / "model.gguf").write_bytes(b"GGUF of a better day")
+    cycle.write_json(earlier / "gate.json", {"verdict": "pass"})
+    who = {"subject": "champion", "model_version": f"gemma-3-270m:{earlier.name}"}
+    rows = [
+        {
+            **who,
+            "model_sha256": cycle.sha256(earlier / "model.gguf"),
+            "item_id": f"i{n}",
+            "correct": n < right,
+        }
+        for n in range(10)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (earlier / "evaluation" / "gate.jsonl").write_text(text)
+    return who["model_version"]
+
+
+def test_the_best_that_ever_served_is_asked_too_where_it_was_best(
+    directory: Path, place: Place, engines: list[FakeEngine], few: Path
+) -> None:
+    best = an_earlier_night(place, right=9)
+    summary = evaluated(directory, place, config_file=few)
+    assert set(summary["gate"]) == {"champion", "candidate", "best_ever"}
+    assert "best_ever" not in summary["simple_python"]
+    about = cycle.read_json(directory / "evaluation" / "evaluation.json")["best_ever"]
+    assert about["gate"]["model_version"] == best
+    assert about["simple_python"]["model_version"] == "gemma-3-270m:base"
+    assert best in {generation.model_version for generation in engines[0].asked}
+    guard = next(check for check in gate.run(directory)["checks"] if "best ever on what" in check["name"])
+    assert guard["against"] == "best_ever"
+
+
+@pytest.mark.parametrize("lost", ["gone", "other bytes"])
+def test_a_best_ever_whose_gguf_is_not_kept_is_not_asked(
+    directory: Path, place: Place, engines: list[FakeEngine], few: Path, lost: str
+) -> None:
+    an_earlier_night(place, right=9)
+    kept = place.cycles_dir / "20260101T000000Z" / "model.gguf"
+    kept.unlink() if lost == "gone" else kept.write_bytes(b"GGUF of another")
+    assert set(evaluated(directory, place, config_file=few)["gate"]) == {"champion", "candidate"}
 
 
 def test_a_champion_is_asked_again_by_another_engine(

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from training.statistics import design_effect, paired_difference, tango, wilson
+from training.statistics import (
+    design_effect,
+    detectable,
+    holm,
+    items_needed,
+    paired_difference,
+    swapped,
+    tango,
+    wilson,
+)
 
 counts = st.integers(0, 60).flatmap(
     lambda gained: st.integers(0, 60).flatmap(
@@ -183,3 +192,92 @@ def test_results_that_do_not_pair_up_are_refused() -> None:
 def test_a_level_that_is_no_share_is_refused(level: float) -> None:
     with pytest.raises(ValueError, match="level"):
         wilson(1, 2, level)
+
+
+# Exact tests, families, power.
+
+
+@given(st.integers(0, 60), st.integers(0, 60), st.integers(0, 30))
+def test_with_one_item_a_session_the_exact_test_is_mcnemars(gained: int, lost: int, same: int) -> None:
+    differences = [1] * gained + [-1] * lost + [0] * same
+    ours = swapped(differences, range(len(differences)))
+    if gained + lost == 0:
+        assert ours == 1
+    else:
+        theirs = stats.binomtest(gained, gained + lost, alternative="greater").pvalue
+        assert ours == pytest.approx(theirs, rel=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(-1, 1), st.integers(0, 4)), min_size=1, max_size=30))
+def test_the_exact_test_counts_all_ways_to_swap_whole_sessions(rows: list[tuple[int, int]]) -> None:
+    sums = Counter[int]()
+    for difference, cluster in rows:
+        sums[cluster] += difference
+    totals = [0]
+    for total in sums.values():
+        totals = [each + sign * total for each in totals for sign in (-1, 1)]
+    expected = sum(total >= sum(sums.values()) for total in totals) / len(totals)
+    assert swapped([d for d, _ in rows], [c for _, c in rows]) == pytest.approx(expected)
+
+
+def test_ten_copies_of_one_session_prove_no_more_than_one() -> None:
+    assert swapped([1] * 10, ["one"] * 10) == 0.5
+    assert swapped([1] * 10, range(10)) == pytest.approx(1 / 1024)
+
+
+def test_under_no_difference_the_exact_test_rejects_no_more_often_than_alpha() -> None:
+    for discordant in range(1, 60):
+        chance = sum(
+            stats.binom.pmf(gained, discordant, 0.5)
+            for gained in range(discordant + 1)
+            if swapped([1] * gained + [-1] * (discordant - gained), range(discordant)) <= 0.025
+        )
+        assert chance <= 0.025 + 1e-12
+
+
+def test_holm_is_as_published_and_one_claim_alone_is_not_corrected() -> None:
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+    assert holm({"a": 0.2}) == {"a": 0.2}
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+    assert holm({}) == {}
+
+
+def _power(n: int, gains: float, losses: float, alpha: float) -> float:
+    """Chance that the exact test shows it, by going through all samples."""
+    found = 0.0
+    for discordant in range(n + 1):
+        here = stats.binom.pmf(discordant, n, gains + losses)
+        if here < 1e-9:
+            continue
+        least = stats.binom.isf(alpha, discordant, 0.5) + 1
+        found += here * stats.binom.sf(least - 1, discordant, gains / (gains + losses))
+    return found
+
+
+@pytest.mark.parametrize("n", [60, 100, 400])
+@pytest.mark.parametrize("discordance", [0.0, 0.1, 0.3])
+@pytest.mark.parametrize("alpha", [0.01, 0.025])
+def test_the_difference_that_n_items_are_said_to_show_is_shown_about_as_often_as_said(
+    n: int, discordance: float, alpha: float
+) -> None:
+    difference = detectable(n, discordance, alpha=alpha, power=0.8)
+    assert difference is not None
+    either = max(discordance, difference)
+    assert 0.74 < _power(n, (either + difference) / 2, (either - difference) / 2, alpha) < 0.97
+
+
+def test_more_items_show_smaller_differences_and_too_few_none() -> None:
+    found = [detectable(n, 0.2, alpha=0.01, power=0.8) for n in (30, 100, 1000)]
+    assert all(found) and found == sorted(found, key=lambda each: -(each or 0))
+    assert detectable(3, 0.2, alpha=0.01, power=0.8) is None
+
+
+def test_what_is_not_there_no_number_of_items_would_show() -> None:
+    assert items_needed(0.0, 0.2, alpha=0.01, power=0.8) == math.inf
+    assert items_needed(-0.1, 0.2, alpha=0.01, power=0.8, margin=0.1) == math.inf
+
+
+def test_within_a_margin_the_items_needed_are_those_whose_interval_is_within() -> None:
+    """Where no answer changed, Tango's interval reaches down z² / (n + z²)."""
+    needed = items_needed(0.0, 0.0, alpha=0.025, power=0.5, margin=0.1)
+    assert tango(0, 0, math.ceil(needed)).low > -0.1 > tango(0, 0, math.floor(needed) - 1).low
