@@ -27,6 +27,8 @@ from training.cli_session import (
     say,
 )
 
+from training.plan_cli import plan
+
 if TYPE_CHECKING:
     from training.subjects import Place
 
@@ -49,6 +51,9 @@ Suites = Annotated[
         show_default=False,
     ),
 ]
+
+
+app.command()(plan)
 
 
 @app.callback()
