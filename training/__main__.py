@@ -26,7 +26,6 @@ from training.cli_session import (
     progress,
     say,
 )
-
 from training.plan_cli import plan
 
 if TYPE_CHECKING:
