@@ -33,7 +33,7 @@ CONFLICT = 3
 NOT_FOUND = 4
 UNAVAILABLE = 5
 EXIT_CODES = """Exit codes: 0 done, 1 failed, 2 wrong usage, 3 the route has moved on (revision conflict),
-4 no such alias or model version, 5 no server, or none in time."""
+4 no such alias, model version or cycle, 5 no server, or none in time."""
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 

@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from agentloop import night as records
 from demo.failure import LinkError
 from demo.plan import Plan
 from demo.processes import Program, Programs
 from demo.serving import Serving
-from training import night as records
 
 ROLL_OUT = "roll_out"
 CYCLE_ID = re.compile(r"\d{8}T\d{6}Z")

@@ -18,6 +18,7 @@ import typer
 from typer.main import get_command
 
 from agentloop import Client, cli
+from agentloop.night import Night
 from grpc_server import __main__ as grpc_server
 from grpc_server import erase_cli, events_cli, log_cli, tokens_cli
 from tests.coverage_files import untraced
@@ -26,7 +27,6 @@ from tests.integration.rollout_bench import CANDIDATE, CHAMPION, GGUF, World, st
 from tests.live_server import ROOT, LiveServer
 from training import __main__ as training
 from training import cycle
-from training.night import Night
 from training.verdict import verdict
 from validation import __main__ as validation
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from agentloop import night as records
 from agentloop.types import Route, Target
 from demo import figures, night, questions
 from demo.failure import LinkError, tail
@@ -24,7 +25,6 @@ from demo.screen import Screen
 from demo.serving import assemble_model, gguf_of, without_canary, write_private
 from demo.table import rows, table
 from demo.tally import Kind, Outcome, Tally
-from training import night as records
 from training.bfcl import traffic
 
 # What demo.json promises to hold.
