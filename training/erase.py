@@ -1,10 +1,11 @@
 """Takes what a caller, or a session, said out of every cycle: snapshots, datasets, evaluations, pages.
 
 `python -m grpc_server erase` runs it, after the rows of the log. In each cycle the tombstone comes first
-(`erasures` of manifest.json: what goes, when, by whom; nothing of who it was), then datasets and evaluations,
-then, when no cycle's are left, the snapshots, which tell whose an example was: so the next attempt finishes
-one that was killed. Weights are not changed: the tombstones name the model versions that learned from what is
-gone. The next night trains the untouched base without it.
+(`erasures` of manifest.json: what goes, with the ids of examples, which lead nowhere any more, when, by whom;
+nothing of who it was), then datasets and evaluations, then, when no cycle's are left, the snapshots, which
+tell whose an example was: so the next attempt finishes one that was killed. Weights are not changed: the
+tombstones name the model versions that learned from what is gone. The next night trains the untouched base
+without it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
+from agentloop.lineage import learned_by
+from agentloop.night import cycles_in
 from training import balance, card, cycle
 
 SNAPSHOT = Path("snapshot", "inferences.parquet")
@@ -74,7 +77,7 @@ def run(cycles: Path, erasure: Erasure, ids: Iterable[str] = (), *, dry_run: boo
     Raises:
         StepRunningError: if a step of a cycle runs now; nothing of that cycle was changed.
     """
-    found = _cycles(cycles)
+    found = cycles_in(cycles)
     hit = _taught(found, erasure.subject, ids)
     plans = [plan for each in found if (plan := _plan(each, erasure, hit))["counts"]]
     if not dry_run:
@@ -96,19 +99,6 @@ def run(cycles: Path, erasure: Erasure, ids: Iterable[str] = (), *, dry_run: boo
     }
 
 
-def _cycles(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    found = []
-    for each in sorted(folder.iterdir()):
-        try:
-            cycle.started_at(each.name)
-        except ValueError:
-            continue
-        found.append(each)
-    return found
-
-
 # What there is of it.
 
 
@@ -127,9 +117,11 @@ def _taught(found: Iterable[Path], subject: Subject, ids: Iterable[str]) -> froz
 
 
 def _plan(directory: Path, erasure: Erasure, hit: frozenset[str]) -> dict[str, Any]:
-    counts: Counter[str] = Counter()
-    for name in _LINES:
-        counts[Path(name).stem] = sum(line["inference_id"] in hit for line in _read(directory / name))
+    ids = {
+        Path(name).stem: [one for line in _read(directory / name) if (one := line["inference_id"]) in hit]
+        for name in _LINES
+    }
+    counts: Counter[str] = Counter({part: len(gone) for part, gone in ids.items()})
     counts["evaluated"] = sum(
         line["item_id"] in hit for path in _evaluations(directory) for line in _read(path)
     )
@@ -142,7 +134,8 @@ def _plan(directory: Path, erasure: Erasure, hit: frozenset[str]) -> dict[str, A
         "path": str(directory),
         "cycle_id": directory.name,
         "counts": {name: count for name, count in sorted(counts.items()) if count},
-        "learned_by": _model_version(directory) if counts["train"] else "",
+        "ids": ids,
+        "learned_by": learned_by(directory) if counts["train"] else "",
     }
 
 
@@ -154,15 +147,6 @@ def _their_feedback(row: Line, subject: Subject) -> int:
         return sum(subject.feedback(one) for one in json.loads(row["feedback_json"]))
     except (ValueError, TypeError, AttributeError):
         return 0
-
-
-def _model_version(directory: Path) -> str:
-    """The version that was trained on the cycle's dataset; empty if it came to none."""
-    gate = directory / "gate.json"
-    if gate.is_file():
-        return str(cycle.read_json(gate)["candidate"]["model_version"])
-    trained = (directory / "model.gguf").is_file() or (directory / "adapter").is_dir()
-    return f"of {directory.name}, without a verdict" if trained else ""
 
 
 def _evaluations(directory: Path) -> list[Path]:
@@ -202,6 +186,9 @@ def _bury(directory: Path, erasure: Erasure, plan: Mapping[str, Any]) -> None:
         "by": before.get("by", erasure.by),
         "cycle_id": directory.name,
         "counts": dict(sorted(counts.items())),
+        "ids": {
+            part: sorted({*gone, *before.get("ids", {}).get(part, ())}) for part, gone in plan["ids"].items()
+        },
         "learned_by": before.get("learned_by") or plan["learned_by"],
     }
     others = [one for one in manifest.get("erasures", ()) if one["id"] != erasure.id]

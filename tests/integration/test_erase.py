@@ -163,6 +163,8 @@ def test_what_a_caller_said_is_nowhere_any_more_and_the_tombstones_say_who_learn
         assert tombstone["kind"] == "caller"
         assert tombstone["learned_by"] == f"gemma-3-270m:{directory.name}"
         assert "bank" not in json.dumps(tombstone)
+        for part in ("train", "gate"):
+            assert len(set(tombstone["ids"][part])) == tombstone["counts"].get(part, 0)
         for name, file in manifest["files"].items():
             assert cycle.sha256(directory / name) == file["sha256"]
         verified(directory / "snapshot")
@@ -238,7 +240,7 @@ def test_an_attempt_that_was_killed_is_finished_by_the_next(
         assert connection.execute("SELECT count(*) FROM erasure").fetchone() == (1,)
     for directory in (place.first, place.second):
         (tombstone,) = json.loads((directory / "manifest.json").read_text())["erasures"]
-        assert tombstone["counts"]["train"] > 0
+        assert len(tombstone["ids"]["train"]) == tombstone["counts"]["train"] > 0
         verified(directory / "snapshot")
     again = run("--caller", "bank")
     assert (again["rows"]["inference"], again["cycles"]) == (0, [])
