@@ -7,27 +7,23 @@ writes report.html (one file that loads nothing) and, last, manifest.json.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader, Undefined
 
-from training import bfcl, cycle
-from training.night import Night, Step
-from training.plots import curve
+from agentloop.night import Night, Step, moment
+from training import cycle
+from training.changed_answers import changed
+from training.report_figures import canary, curves, drifts, is_drift
 from training.verdict import accuracy, verdict
 
 PAGE = "report.html"
-EXAMPLES = 10
-"""Answers that got better, and as many that got worse, are shown."""
-
 _OWN = (PAGE, cycle.MANIFEST, "steps/report.json")
 _TEMPLATE = "report.html.j2"
 _MADE_OF = re.compile(r'<meta name="made-of" content="([0-9a-f]{64})">')
@@ -58,7 +54,7 @@ def render(night: Night, made_of: str = "") -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=StrictUndefined,
+        undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -72,10 +68,17 @@ def render(night: Night, made_of: str = "") -> str:
         timeline=timeline(night.steps),
         excluded=excluded(night),
         expectations=expectations(night),
-        plots=plots(night),
+        plots=curves(night),
+        drifts=drifts(night),
+        canary=canary(night),
         suites=suites(night),
-        better=changed(night, became_right=True),
-        worse=changed(night, became_right=False),
+        checks=checks(night),
+        rows=max(_count(night.dataset.get("rows")), 1),
+        new_train=_count(night.dataset.get("new_train")),
+        new_gate=_count(night.dataset.get("new_gate")),
+        better=changed(night, _suite_names(night), became_right=True),
+        worse=changed(night, _suite_names(night), became_right=False),
+        links=links(night),
         written=datetime.now(UTC),
     )
 
@@ -99,42 +102,24 @@ class Bar:
 
 
 @dataclass(frozen=True, slots=True)
-class Plot:
-    """A curve, its title, and the sentence that says what it shows."""
+class Link:
+    """Where more is told: a file beside the page, or a page of this host."""
 
-    title: str
-    drawing: str
-    says: str
-
-
-@dataclass(frozen=True, slots=True)
-class Example:
-    """One question, what was said to it, and what should have been; all as text that is not yet escaped."""
-
-    suite: str
-    item_id: str
-    asked: str
-    expected: str
-    champion: str
-    candidate: str
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """How many answers changed, and the first of them."""
-
-    count: int
-    shown: list[Example]
+    name: str
+    href: str
+    note: str = ""
 
 
 def tiles(night: Night) -> list[Tile]:
     """The figures of the night, those that are known."""
     found = []
     if night.dataset:
-        new = night.dataset["new_train"] + night.dataset["new_gate"]
-        found.append(Tile("New examples", f"{new:,}", f"of {night.dataset.get('rows', 0):,} logged rows"))
+        new = _count(night.dataset.get("new_train")) + _count(night.dataset.get("new_gate"))
+        found.append(
+            Tile("New examples", f"{new:,}", f"of {_count(night.dataset.get('rows')):,} logged rows")
+        )
     candidate = accuracy(night, "candidate")
-    if candidate:
+    if candidate and _is_figure(candidate):
         found.append(
             Tile(
                 "Right answers",
@@ -142,11 +127,11 @@ def tiles(night: Night) -> list[Tile]:
                 f"{percent(candidate['ci_low'])} to {percent(candidate['ci_high'])}, of {candidate['n']}",
             )
         )
-    losses = [line["loss"] for line in night.training if line.get("loss") is not None]
+    losses = [line["loss"] for line in night.training if isinstance(line.get("loss"), int | float)]
     if losses:
         found.append(Tile("Loss", f"{losses[-1]:.2f}", f"from {losses[0]:.2f}, {len(losses)} steps"))
-    if night.quantize:
-        found.append(Tile("Model", f"{night.quantize['size_bytes'] / 1e6:,.0f} MB", night.quantize["type"]))
+    if size := _count(night.quantize.get("size_bytes")):
+        found.append(Tile("Model", f"{size / 1e6:,.0f} MB", str(night.quantize.get("type", ""))))
     if night.peak_memory_gb:
         found.append(Tile("Peak memory", f"{night.peak_memory_gb:.1f} GB", "of the largest step"))
     if night.seconds:
@@ -187,32 +172,23 @@ def timeline(steps: Sequence[Step]) -> list[Bar]:
 
 def excluded(night: Night) -> list[tuple[str, int]]:
     """Why rows were not used, the commonest first."""
+    told = night.dataset.get("excluded")
     counts = [
-        (_words(reason), count) for reason, count in (night.dataset.get("excluded") or {}).items() if count
+        (_words(reason), _count(count))
+        for reason, count in (told.items() if isinstance(told, dict) else ())
+        if _count(count)
     ]
     return sorted(counts, key=lambda each: -each[1])
 
 
 def expectations(night: Night) -> list[Mapping[str, Any]]:
-    """What the snapshot was held to: all that can refuse it, and the rows' rules that were broken."""
+    """What the snapshot was held to: all that can refuse it, and what else was broken; drift stands apart."""
+    told = night.validation.get("expectations")
     return [
-        each for each in night.validation.get("expectations", ()) if each["blocking"] or not each["success"]
+        each
+        for each in (told if isinstance(told, list) else ())
+        if isinstance(each, dict) and (each.get("blocking") or not each.get("success")) and not is_drift(each)
     ]
-
-
-def plots(night: Night) -> list[Plot]:
-    """Loss and memory over the steps of the fine-tuning."""
-    found = []
-    losses = _points(night.training, "loss")
-    if losses:
-        says = f"from {losses[0][1]:.2f} to {losses[-1][1]:.2f} in {len(losses)} steps"
-        drawing = curve(losses, label=f"Loss: {says}", x_label="step", smooth=True)
-        found.append(Plot("Loss", drawing, says))
-    memory = _points(night.training, "memory_gb")
-    if memory:
-        says = f"{max(value for _, value in memory):.1f} GB at most"
-        found.append(Plot("Memory, GB", curve(memory, label=f"Memory: {says}", x_label="step"), says))
-    return found
 
 
 def suites(night: Night) -> list[tuple[str, list[tuple[str, Mapping[str, Any]]]]]:
@@ -221,87 +197,65 @@ def suites(night: Night) -> list[tuple[str, list[tuple[str, Mapping[str, Any]]]]
     return [
         (
             _words(suite),
-            [(_words(name), night.summary[suite][name]) for name in order if name in night.summary[suite]],
+            [
+                (_words(name), night.summary[suite][name])
+                for name in order
+                if _is_figure(night.summary[suite].get(name))
+            ],
         )
         for suite in _suite_names(night)
         if night.summary[suite]
     ]
 
 
+def _is_figure(value: Any) -> bool:
+    """Whether these are a subject's figures on a suite, as evaluation writes them."""
+    names = ("accuracy", "ci_low", "ci_high", "n", "correct")
+    return isinstance(value, dict) and all(isinstance(value.get(name), int | float) for name in names)
+
+
 def _suite_names(night: Night) -> list[str]:
-    judged = [check["suite"] for check in night.gate.get("checks", ())]
-    return sorted(night.summary, key=lambda suite: judged.index(suite) if suite in judged else len(judged))
+    judged = [check["suite"] for check in checks(night)]
+    known = [suite for suite, subjects in night.summary.items() if isinstance(subjects, dict)]
+    return sorted(known, key=lambda suite: judged.index(suite) if suite in judged else len(judged))
 
 
-def changed(night: Night, *, became_right: bool) -> Changes:
-    """The questions that only the candidate answered right, or only the champion; suites take turns."""
-    by_suite = []
-    for suite in _suite_names(night):
-        answers: dict[str, dict[str, Any]] = {}
-        for line in night.lines(f"evaluation/{suite}.jsonl"):
-            answers.setdefault(line["item_id"], {})[line["subject"]] = line
-        by_suite.append(
-            [
-                (suite, item_id, both)
-                for item_id, both in sorted(answers.items())
-                if "champion" in both
-                and "candidate" in both
-                and both["candidate"]["correct"] is became_right
-                and both["champion"]["correct"] is not became_right
-            ]
-        )
-    turns: list[tuple[str, str, Mapping[str, Any]]] = [
-        change for turn in zip_longest(*by_suite) for change in turn if change is not None
-    ]
-    questions = _questions(night)
-    return Changes(len(turns), [_example(*each, questions) for each in turns[:EXAMPLES]])
+def checks(night: Night) -> list[dict[str, Any]]:
+    """The gate's checks, each with all that the page shows; None where a record does not say it."""
+    told = night.gate.get("checks")
+    texts = {"name": "", "rule": "", "suite": ""}
+    numbers = dict.fromkeys(("n", "champion", "candidate", "difference", "ci_low", "ci_high"))
+    found = []
+    for each in told if isinstance(told, list) else ():
+        if isinstance(each, dict):
+            flags = {
+                name: bool(each.get(name, name == "blocking")) for name in ("holds", "refuted", "blocking")
+            }
+            known = {name: str(each.get(name, "")) for name in texts}
+            values = {name: each[name] for name in numbers if isinstance(each.get(name), int | float)}
+            found.append(numbers | known | values | flags)
+    return found
 
 
-def _example(
-    suite: str, item_id: str, both: Mapping[str, Any], questions: Mapping[str, tuple[str, str]]
-) -> Example:
-    asked, expected = questions.get(item_id) or _leaderboard(item_id)
-    return Example(
-        suite=_words(suite),
-        item_id=item_id,
-        asked=asked,
-        expected=expected,
-        champion=said(both["champion"]["answer"]),
-        candidate=said(both["candidate"]["answer"]),
-    )
-
-
-def _questions(night: Night) -> dict[str, tuple[str, str]]:
-    """Question and right answer of the cycle's own gate items, by id."""
-    return {
-        line["inference_id"]: (_last_words(line["request"]["messages"]), said(line["demonstration"]))
-        for line in night.lines("dataset/gate.jsonl")
+def links(night: Night) -> list[Link]:
+    """Everything that the night left for a reader, as far as it is there."""
+    files = {
+        "Data docs": "validation/data_docs/index.html",
+        "Dataset card": "dataset/card.md",
+        "Model card": "MODEL_CARD.md",
+        "Evidence of the erasure": "unlearn.html",
+        "Manifest": cycle.MANIFEST,
     }
+    found = [Link(name, path) for name, path in files.items() if _made(night, path)]
+    run, experiment = night.registry.get("run_id"), night.registry.get("experiment_id")
+    if run and experiment:
+        page = f"http://127.0.0.1:5000/#/experiments/{quote(str(experiment))}/runs/{quote(str(run))}"
+        found.append(Link("MLflow", page, "while make mlflow runs on this host"))
+    return found
 
 
-def _leaderboard(item_id: str) -> tuple[str, str]:
-    """Question and an accepted answer of an item of the leaderboard; "" where it is not installed."""
-    try:
-        item = bfcl.item(item_id)
-    except (LookupError, OSError, ValueError):
-        return "", ""
-    call = {"name": item.demonstration.name, "arguments": item.demonstration.arguments}
-    return shortened(item.messages[-1].content), said({"content": "", "tool_calls": [call]})
-
-
-def said(message: Mapping[str, Any]) -> str:
-    """An answer in a line: its calls as `name(key=value, …)`, else its text, shortened."""
-    calls = [
-        f"{call['name']}({', '.join(f'{key}={_value(value)}' for key, value in call['arguments'].items())})"
-        for call in message.get("tool_calls", ())
-    ]
-    return shortened("; ".join(calls) or message.get("content", "")) or "(nothing)"
-
-
-def shortened(text: str, characters: int = 160) -> str:
-    """White space as single spaces, what cannot be printed as �, and no longer than `characters`."""
-    plain = "".join(letter if letter.isprintable() else "�" for letter in " ".join(text.split()))
-    return plain if len(plain) <= characters else f"{plain[: characters - 1]}…"
+def _made(night: Night, path: str) -> bool:
+    return path == cycle.MANIFEST or (night.directory / path).is_file()  # the manifest comes after the page
 
 
 def figures(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -310,9 +264,9 @@ def figures(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return sorted(common, key=lambda name: (name != "requests", name))
 
 
-def percent(share: float) -> str:
-    """A share as whole percents."""
-    return f"{100 * share:.0f} %"
+def percent(share: Any) -> str:
+    """A share as whole percents; a dash for none."""
+    return f"{100 * share:.0f} %" if isinstance(share, int | float) else "\N{EN DASH}"
 
 
 def duration(seconds: float | None) -> str:
@@ -330,35 +284,21 @@ def duration(seconds: float | None) -> str:
 
 def clock(at: datetime | str | None) -> str:
     """A moment's time of day, UTC."""
-    if at is None:
-        return ""
-    moment = datetime.fromisoformat(at) if isinstance(at, str) else at
-    return moment.astimezone(UTC).strftime("%H:%M:%S")
+    found = at if isinstance(at, datetime) else moment(at)
+    return found.astimezone(UTC).strftime("%H:%M:%S") if found else ""
 
 
 def number(value: Any) -> str:
     """A figure to three places at most; a dash for none."""
-    if value is None:
+    if value is None or isinstance(value, Undefined):
         return "\N{EN DASH}"
     if isinstance(value, float):
         return f"{value:.3f}".rstrip("0").rstrip(".")
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _value(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def _last_words(messages: Sequence[Mapping[str, Any]]) -> str:
-    return shortened(str(messages[-1]["content"])) if messages else ""
-
-
-def _points(lines: Iterable[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    return [
-        (float(line["step"]), float(line[key]))
-        for line in lines
-        if isinstance(line.get(key), int | float) and math.isfinite(line[key]) and "step" in line
-    ]
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else 0
 
 
 def _words(name: str) -> str:

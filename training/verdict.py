@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from shlex import quote
 from typing import Any, Literal
 
-from training.night import Night, Step
+from agentloop.cycle_summary import judged
+from agentloop.night import Night, Step
 
 Tone = Literal["good", "held", "bad", "quiet"]
 
@@ -46,10 +47,12 @@ def _promoted(night: Night) -> Verdict:
             f"A better model serves: it answers {share['correct']} of {share['n']} questions right,"
             f" the former champion {former['correct']}."
         )
+    if night.unlearn:
+        headline = "A model that never learned what was erased serves now."
     return Verdict(
         "good",
         headline,
-        night.gate["reason"],
+        night.gate.get("reason", ""),
         "Nothing. Should callers complain, this, in the checkout, puts the former champion back:",
         # make reads a doubled $ as one
         "make rollback CYCLE=" + quote(str(night.directory).replace("$", "$$")),
@@ -66,13 +69,13 @@ def _rolled_back(night: Night) -> Verdict:
 
 
 def _held(night: Night) -> Verdict:
-    if night.gate["verdict"] == "fail":
+    if night.gate.get("verdict") == "fail":
         headline = "The candidate was rejected: the champion serves on."
         now = "Nothing is broken. If it happens again, look at the answers that got worse, below."
     else:
         headline = "The candidate is not shown to be better: the champion serves on."
         now = "Nothing. More feedback, or more questions, as many as the reason says, decide such a night."
-    return Verdict("held", headline, night.gate["reason"], now)
+    return Verdict("held", headline, night.gate.get("reason", ""), now)
 
 
 def _skipped(step: Step) -> Verdict:
@@ -114,6 +117,6 @@ def _not_rolled_out(step: Step) -> Verdict:
 
 def accuracy(night: Night, subject: str) -> dict[str, Any] | None:
     """A subject's figures on the suite that the gate's first check judges."""
-    checks = night.gate.get("checks") or [{}]
-    found = night.summary.get(checks[0].get("suite", ""), {}).get(subject)
+    _, subjects = judged(night)
+    found = subjects.get(subject)
     return found if isinstance(found, dict) else None

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from agentloop.night import Night
 from tests.integration.night_by_hand import CANDIDATE, make
-from training import bfcl, cycle, report
+from training import bfcl, changed_answers, cycle, report
 from training.__main__ import app
-from training.night import Night
 from training.verdict import verdict
 
 
@@ -160,8 +160,8 @@ def test_files_that_cannot_be_read_are_named_and_the_rest_is_told(tmp_path: Path
     with (directory / "adapter" / "training.jsonl").open("a") as file:
         file.write('{"step": 97, "lo')
     text = text_of(report.run(directory))
-    assert "quantize.json is not JSON" in text
-    assert "adapter/training.jsonl, line 97, is not JSON" in text
+    assert "quantize.json cannot be read: Expecting property name" in text
+    assert "adapter/training.jsonl, line 97, is no JSON object" in text
     assert "it answers 37 of 100" in text
 
 
@@ -224,9 +224,9 @@ def test_durations_are_for_a_reader(seconds: float | None, said: str) -> None:
 def test_figures_are_for_a_reader() -> None:
     shown = [report.number(each) for each in (None, 0.0, 1410.0, 0.0213, 1234567, "ok", True)]
     assert shown == ["\N{EN DASH}", "0", "1410", "0.021", "1,234,567", "ok", "True"]
-    assert report.said({"content": " ", "tool_calls": []}) == "(nothing)"
-    assert report.shortened("a\x00b\n c") == "a\N{REPLACEMENT CHARACTER}b c"
-    assert len(report.shortened("x" * 500)) == 160
+    assert changed_answers.said({"content": " ", "tool_calls": []}) == "(nothing)"
+    assert changed_answers.shortened("a\x00b\n c") == "a\N{REPLACEMENT CHARACTER}b c"
+    assert len(changed_answers.shortened("x" * 500)) == 160
 
 
 CHROMIUM = (
