@@ -73,6 +73,9 @@ dag: install ## run the nightly DAG once, now, against the server that runs
 warmup: install ## train a first champion from imported sets (SETS="var/datasets/<set> ...")
 	$(BIN)/python scripts/night.py $(foreach set,$(SETS),--warmup $(set))
 
+mlflow: install ## MLflow's pages of the nights, on http://127.0.0.1:5000, while the server's Postgres runs
+	$(BIN)/python -m training mlflow $(ARGS)
+
 rollout: install ## roll the candidate of a cycle out, by hand (CYCLE=<cycle id>)
 	$(BIN)/python -m scripts.rollout rollout $(ARGS)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from time import perf_counter
 
@@ -28,21 +27,13 @@ def compute_dtype(wanted: str, state_dir: Path) -> torch.dtype:
 
 
 def _measured_once(kept: Path) -> str:
-    machine = f"{processor()}, torch {torch.__version__}"
+    machine = f"{cycle.processor()}, torch {torch.__version__}"
     known = cycle.read_json(kept) if kept.is_file() else {}
     if machine not in known:
         faster = _seconds_to_multiply(torch.bfloat16) < 0.8 * _seconds_to_multiply(torch.float32)
         known |= {machine: "bfloat16" if faster else "float32"}
         cycle.write_json(kept, known)
     return str(known[machine])
-
-
-def processor() -> str:
-    """The processor's model, as Linux names it; elsewhere what Python knows of it."""
-    information = Path("/proc/cpuinfo")
-    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()
 
 
 def _seconds_to_multiply(dtype: torch.dtype) -> float:

@@ -229,7 +229,8 @@ def step(
 
     The note has outcome (done, failed) with its reason, started_at and ended_at (UTC), seconds,
     peak_memory_gb (of this process and all its children together, 10^9 bytes, sampled each second), versions
-    (Python, and each of `packages`), seed.
+    (Python, and each of `packages`), processor (its model), gpu_energy_joules (of all GPUs of the host,
+    whoever used them; None where there is none, or it does not tell), seed.
 
     Raises:
         StepRunningError: if another process is in the same step of this cycle.
@@ -246,7 +247,7 @@ def step(
         for output in (*(cycle / each for each in outputs), notes / f"{name}.json"):
             discard_unfinished(output)
         started, clock = datetime.now(UTC), monotonic()
-        outcome, reason, peak = "done", "", _Peak()
+        outcome, reason, peak, energy = "done", "", _Peak(), gpu_energy()
         try:
             with _ended_by_sigterm(), _watched(peak):
                 yield
@@ -263,10 +264,38 @@ def step(
                 "ended_at": datetime.now(UTC).isoformat(),
                 "seconds": round(monotonic() - clock, 3),
                 "peak_memory_gb": round(peak.bytes / 1e9, 3),
-                "versions": _versions(packages),
+                "versions": versions(packages),
+                "processor": processor(),
+                "gpu_energy_joules": _since(energy),
                 "seed": seed,
             }
             write_json(notes / f"{name}.json", note)
+
+
+def gpu_energy() -> float | None:
+    """Joules that all GPUs of this host have taken since their driver was loaded; None where none tells.
+
+    Source: NVML's nvmlDeviceGetTotalEnergyConsumption (millijoules; Volta and newer).
+    """
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return None
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(each) for each in range(pynvml.nvmlDeviceGetCount())]
+        spent = [pynvml.nvmlDeviceGetTotalEnergyConsumption(each) for each in handles]
+        return sum(spent) / 1000 if spent else None
+    except pynvml.NVMLError:
+        return None
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _since(energy: float | None) -> float | None:
+    now = None if energy is None else gpu_energy()
+    return None if energy is None or now is None else round(now - energy, 1)
 
 
 @contextmanager
@@ -287,15 +316,24 @@ def _ended_by_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if former is None else former)
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    versions = {"python": platform.python_version()}
+def versions(packages: Sequence[str]) -> dict[str, str]:
+    """The versions of Python, of this service, and of each of `packages` as it is installed here."""
+    found = {"python": platform.python_version()}
     for package in ("agent-loop-service", *packages):
         try:
-            versions[package] = version(package)
+            found[package] = version(package)
         except PackageNotFoundError:
             beside = distributions(name=package, path=_BESIDE)
-            versions[package] = next((each.version for each in beside), "not installed")
-    return versions
+            found[package] = next((each.version for each in beside), "not installed")
+    return found
+
+
+def processor() -> str:
+    """The processor's model, as Linux names it; elsewhere what Python knows of it."""
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text(encoding="utf-8").splitlines() if information.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
 
 
 class _Peak:

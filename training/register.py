@@ -12,13 +12,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from training import cycle
+from training import cycle, model_card
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -31,8 +31,8 @@ DATABASE = "mlflow"
 
 Mark = Literal["champion", "champion_before"]
 
-# Read by MLflow when it is imported.
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+"""Read by MLflow when it is imported: it tells nobody."""
 # MLflow's own limits: of a param's value, and of params and metrics in one call.
 _PARAM_CHARACTERS = 6000
 _PARAMS = 100
@@ -72,9 +72,10 @@ def run(directory: Path, uri: str, model_name: str, serving: str = "") -> dict[s
                 _follow(client, model_name, serving)
         return cycle.read_json(output)
     with (
-        cycle.step(directory, "register", packages=["mlflow"], outputs=[RECORD]),
+        cycle.step(directory, "register", packages=["mlflow"], outputs=[RECORD, model_card.CARD]),
         _registry(uri) as client,
     ):
+        model_card.write(directory)
         fingerprint = hashlib.sha256(json.dumps(inputs["files"], sort_keys=True).encode()).hexdigest()
         tags = {"cycle_id": directory.resolve().name, "fingerprint": fingerprint, "verdict": gate["verdict"]}
         run_id = _logged(client, directory, gate, tags)
@@ -98,6 +99,7 @@ def run(directory: Path, uri: str, model_name: str, serving: str = "") -> dict[s
                 "registered_model": model_name,
                 "version": str(version.version),
                 "run_id": run_id,
+                "experiment_id": _experiment(client),
                 "model_version": gate["candidate"]["model_version"],
                 "tracking_uri_scheme": uri.partition(":")[0],
                 "champion_before": champion_before.tags["model_version"],
@@ -124,6 +126,26 @@ def mark(directory: Path, uri: str, which: Mark) -> bool:
     wanted = record["version"] if which == "champion" else record["champion_before_version"]
     with _registry(uri) as client:
         return _mark(client, name, wanted)
+
+
+def withdraw(uri: str, name: str, versions: Iterable[str], reason: str) -> list[str]:
+    """Mark model versions as withdrawn, for a reason; no candidate any more. Returns those registered.
+
+    Raises:
+        RegistryError: if the registry does not answer, or refuses.
+    """
+    marked = []
+    with _registry(uri) as client:
+        known = client.search_registered_models(f"name = '{name}'")
+        for version in versions if known else ():
+            found = _found(client, name, model_version=version)
+            if found is None:
+                continue
+            client.set_model_version_tag(name, found.version, "withdrawn", reason)
+            if str(client.get_registered_model(name).aliases.get(CANDIDATE)) == str(found.version):
+                client.delete_registered_model_alias(name, CANDIDATE)
+            marked.append(version)
+    return marked
 
 
 def _follow(client: MlflowClient, name: str, serving: str) -> None:
@@ -207,7 +229,7 @@ def _local(state_dir: Path) -> str:
 @contextmanager
 def _registry(uri: str) -> Iterator[MlflowClient]:
     """A client that works on the database itself; its tables are made, or brought up to date, first."""
-    os.environ.update(_QUIET)
+    os.environ.update(QUIET)
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from sqlalchemy import create_engine
@@ -285,11 +307,19 @@ def _experiment(client: MlflowClient) -> str:
 
 
 def params_of(directory: Path, gate: Record) -> Iterator[tuple[str, str]]:
-    """What the cycle was made with: who was judged, the fine-tuning's configuration, the dataset's sizes."""
+    """What the cycle was made with: who was judged, configuration, seed, dataset, packages, processor."""
     yield "champion", gate["champion"]["model_version"]
     yield "candidate", gate["candidate"]["model_version"]
     tuned = _read(directory / "adapter" / "finetune.json")
     yield from _flat("finetune", tuned.get("config") or {})
+    inputs = tuned.get("inputs") or {}
+    yield from _flat("sha256", inputs.get("files") or {})
+    if "seed" in tuned:
+        yield "finetune.seed", str(tuned["seed"])
+    note = _read(directory / "steps" / "finetune.json")
+    yield from _flat("version", note.get("versions") or {})
+    if "processor" in note:
+        yield "processor", note["processor"]
     dataset = _read(directory / "dataset" / "dataset.json")
     for key in ("cap", "cycles"):
         if key in dataset:
@@ -310,6 +340,8 @@ def metrics_of(directory: Path, gate: Record) -> Iterator[tuple[str, float, int]
         ("dataset", directory / "dataset" / "dataset.json"),
     ):
         yield from ((f"{name}.{key}", value, 0) for key, value in _numbers(_read(path)))
+    for step_note in sorted((directory / "steps").glob("*.json")):
+        yield from ((f"step.{step_note.stem}.{key}", value, 0) for key, value in _numbers(_read(step_note)))
     for suite, subjects in _read(directory / "evaluation" / "summary.json").items():
         for subject, figures in subjects.items():
             yield from ((f"{suite}.{subject}.{key}", value, 0) for key, value in _numbers(figures))

@@ -81,6 +81,35 @@ def test_a_cycle_that_passed_is_a_run_a_version_and_a_candidate(uri: str, tmp_pa
     assert (version.tags["cycle_id"], version.tags["verdict"]) == (CYCLE, "pass")
 
 
+def test_the_run_knows_what_the_cycle_ran_on_and_what_each_step_took(uri: str, tmp_path: Path) -> None:
+    directory = make(tmp_path / "cycles", until="gate")
+    tuned = cycle.read_json(directory / "adapter" / "finetune.json")
+    tuned |= {"seed": 7, "inputs": {"files": {"train.jsonl": "d" * 64}}}
+    cycle.write_json(directory / "adapter" / "finetune.json", tuned)
+    note = cycle.read_json(directory / "steps" / "finetune.json")
+    cycle.write_json(
+        directory / "steps" / "finetune.json", note | {"processor": "Z80", "gpu_energy_joules": 12.5}
+    )
+    record = register.run(directory, uri, MODEL)
+    (run,) = runs(uri)
+    assert run.info.experiment_id == record["experiment_id"]
+    told = run.data.params
+    assert (told["finetune.seed"], told["processor"], told["version.python"]) == ("7", "Z80", "3.11.7")
+    assert told["sha256.train.jsonl"] == "d" * 64
+    assert run.data.metrics["step.finetune.seconds"] == 322.0
+    assert run.data.metrics["step.finetune.gpu_energy_joules"] == 12.5
+    assert (directory / "MODEL_CARD.md").is_file()
+
+
+def test_a_version_that_is_withdrawn_says_why_and_is_no_candidate(uri: str, tmp_path: Path) -> None:
+    assert register.withdraw(uri, MODEL, [CANDIDATE["model_version"]], "erasure 1") == []
+    record = register.run(make(tmp_path / "cycles", until="gate"), uri, MODEL)
+    marked = register.withdraw(uri, MODEL, [CANDIDATE["model_version"], "m:unknown"], "erasure 1")
+    assert marked == [CANDIDATE["model_version"]]
+    assert client_of(uri).get_model_version(MODEL, record["version"]).tags["withdrawn"] == "erasure 1"
+    assert aliases(uri) == {"champion": BASE["model_version"]}
+
+
 def test_registering_twice_changes_nothing_and_losing_the_record_makes_no_second_version(
     uri: str, tmp_path: Path
 ) -> None:

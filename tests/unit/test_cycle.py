@@ -217,3 +217,57 @@ def test_the_manifest_holds_every_file_what_it_was_made_of_and_what_it_took(tmp_
     assert manifest["steps"]["curate"]["seed"] == 1
     assert manifest["peak_memory_gb"] == manifest["steps"]["curate"]["peak_memory_gb"] > 0
     assert cycle.write_manifest(here)["files"] == manifest["files"]
+
+
+class Gpus:
+    """Two GPUs that count their energy, as NVML tells it: in millijoules."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, count: int = 2, *, driver: bool = True, counts: bool = True) -> None:
+        self.count, self.driver, self.counts, self.ended = count, driver, counts, 0
+        self.spent = 1_000.0
+
+    def nvmlInit(self) -> None:  # noqa: N802
+        if not self.driver:
+            raise self.NVMLError
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.ended += 1
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return self.count
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+        return index
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> float:  # noqa: N802
+        if not self.counts:
+            raise self.NVMLError
+        self.spent += 500
+        return self.spent
+
+
+def test_a_step_notes_the_processor_and_the_energy_of_the_gpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpus = Gpus()
+    monkeypatch.setitem(sys.modules, "pynvml", gpus)
+    directory = tmp_path / "20260101T000000Z"
+    with cycle.step(directory, "finetune"):
+        pass
+    note = cycle.read_json(directory / "steps" / "finetune.json")
+    assert note["gpu_energy_joules"] == 2.0 and gpus.ended == 2
+    assert note["processor"] == cycle.processor() != ""
+
+
+@pytest.mark.parametrize("gpus", [Gpus(driver=False), Gpus(0), Gpus(counts=False)])
+def test_without_a_gpu_that_counts_no_energy_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: Gpus
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", gpus)
+    with cycle.step(tmp_path / "20260101T000000Z", "finetune"):
+        pass
+    note = cycle.read_json(tmp_path / "20260101T000000Z" / "steps" / "finetune.json")
+    assert note["gpu_energy_joules"] is None

@@ -1,0 +1,33 @@
+"""`python -m training mlflow`: the cycles' runs and versions in MLflow's own pages."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.cli_session import DatabaseUrl, MlflowUri, StateDir, explained
+
+app = typer.Typer()
+
+
+@app.command()
+def mlflow(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="On 127.0.0.1 only.")] = 5000,
+    mlflow_uri: MlflowUri = "",
+    database_url: DatabaseUrl = "",
+    state_dir: StateDir = Path("var"),
+) -> None:
+    """Serve MLflow's pages on this host alone, on the registry that the nights write; `make mlflow`."""
+    from training import register
+
+    with explained():
+        uri = register.database(mlflow_uri, database_url, state_dir)
+    typer.echo(f"http://127.0.0.1:{port} (Ctrl-C ends it)")
+    # The address may hold a password: it travels in the environment, which `ps` does not show.
+    environment = {**os.environ, **register.QUIET, "MLFLOW_BACKEND_STORE_URI": uri}
+    words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    os.execve(sys.executable, [sys.executable, *words, "--no-serve-artifacts"], environment)  # noqa: S606
