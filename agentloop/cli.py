@@ -10,7 +10,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from agentloop import cli_chat, cli_inference, cli_log, cli_models, cli_route, cli_top, wire
+from agentloop import (
+    cli_chat,
+    cli_cycles,
+    cli_hand_over,
+    cli_inference,
+    cli_lineage,
+    cli_log,
+    cli_models,
+    cli_route,
+    cli_top,
+    wire,
+)
 from agentloop.cli_events import json_file, print_events, read_tools
 from agentloop.cli_options import (
     AliasOption,
@@ -36,6 +47,7 @@ app = typer.Typer(
 )
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_route.app, name="route")
+app.add_typer(cli_cycles.app, name="cycles")
 app.command()(cli_chat.chat)
 app.command()(cli_top.top)
 app.command()(cli_inference.generate)
@@ -44,6 +56,9 @@ app.command()(cli_inference.embed)
 app.command()(cli_inference.cancel)
 app.command()(cli_log.logs)
 app.command()(cli_log.show)
+app.command()(cli_lineage.lineage)
+app.command(context_settings=cli_hand_over.ALL_OPTIONS)(cli_hand_over.replay)
+app.command(context_settings=cli_hand_over.ALL_OPTIONS)(cli_hand_over.unlearn)
 
 
 def _print_version(wanted: bool) -> None:

@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from training import datasets_cli
+from training import again_cli, datasets_cli, tracking_cli, unlearn_cli
 from training.cli_session import (
     AsJson,
     BaseGguf,
     Cycle,
+    DatabaseUrl,
+    MlflowUri,
     ModelName,
+    Recipe,
     Server,
     StateDir,
+    Suites,
     Token,
     TokenFile,
     end,
@@ -32,24 +36,10 @@ if TYPE_CHECKING:
     from training.subjects import Place
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-Recipe = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="AGENTLOOP_RECIPE",
-        help="The recipe. [default: training/configs/gemma3-270m.yaml]",
-        show_default=False,
-    ),
-]
 datasets_cli.add_to(app)
-
-Suites = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="AGENTLOOP_SUITES",
-        help="What the gate asks. [default: training/configs/suites.yaml]",
-        show_default=False,
-    ),
-]
+app.add_typer(again_cli.app)
+app.add_typer(tracking_cli.app)
+app.add_typer(unlearn_cli.app)
 
 
 app.command()(plan)
@@ -249,16 +239,15 @@ def register(
         Literal["champion", "champion_before"] | None,
         typer.Option(help="Move the champion's mark to this cycle's version, or back to the one before."),
     ] = None,
-    mlflow_uri: Annotated[
-        str,
+    mlflow_uri: MlflowUri = "",
+    database_url: DatabaseUrl = "",
+    wandb: Annotated[
+        Literal["", "offline", "online"],
         typer.Option(
-            envvar="AGENTLOOP_MLFLOW_URI",
-            help="MLflow's database. [default: mlflow, beside the service's own]",
-            show_default=False,
+            envvar="AGENTLOOP_WANDB",
+            help="Write the cycle for Weights & Biases too: offline, into the state folder; online, as its"
+            " own settings say.",
         ),
-    ] = "",
-    database_url: Annotated[
-        str, typer.Option(envvar="AGENTLOOP_DATABASE_URL", help="The service's own database.")
     ] = "",
     server: Server = None,
     token: Token = None,
@@ -287,6 +276,13 @@ def register(
             token_file=token_file,
         )
         found = step.run(cycle, uri, model_name, _serving(place))
+        if wandb:
+            from training import wandb_run
+
+            try:
+                wandb_run.log(cycle, state_dir / "wandb", wandb)
+            except RuntimeError as error:  # nothing depends on it
+                typer.echo(f"Not written for Weights & Biases: {error}", err=True)
     say(found, as_json, f"{found['model_version']} is version {found['version']} of {model_name}.")
 
 
@@ -317,7 +313,7 @@ def erase(
     as_json: AsJson = False,
 ) -> None:
     """Take a caller's, or a session's, words out of every cycle. `python -m grpc_server erase` runs this."""
-    from training import asking
+    from training import asking, replay
     from training import erase as step
 
     with explained():
@@ -326,6 +322,8 @@ def erase(
         found = step.run(cycles, erasure, known, dry_run=dry_run)
         if not dry_run and any("evaluated" in one["counts"] for one in found["cycles"]):
             asking.forget(state_dir)
+        if not dry_run and found["cycles"]:
+            replay.forget(state_dir)
     say(found, as_json, step.told(found, dry_run=dry_run))
 
 

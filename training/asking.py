@@ -126,7 +126,10 @@ async def _ask(client: AsyncClient, model_version: str, question: Question, dead
             tools=[wire.Tool(tool.name, tool.description, tool.parameters) for tool in request.tools],
             tool_choice=request.tool_choice.value,
             sampling=wire.Sampling(
-                temperature=sampling.temperature, max_tokens=sampling.max_tokens, seed=sampling.seed
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                seed=sampling.seed,
+                stop=sampling.stop,
             ),
             json_schema=request.response_schema,
             model_version=model_version,

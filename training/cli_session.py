@@ -30,6 +30,14 @@ BaseGguf = Annotated[
         show_default=False,
     ),
 ]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="AGENTLOOP_RECIPE",
+        help="The recipe. [default: training/configs/gemma3-270m.yaml]",
+        show_default=False,
+    ),
+]
 
 Server = Annotated[
     str | None, typer.Option(envvar="AGENTLOOP_SERVER", help="The live server, which knows the champion.")
@@ -37,6 +45,26 @@ Server = Annotated[
 Token = Annotated[str | None, typer.Option(envvar="AGENTLOOP_TOKEN", help="Scope models:read.")]
 TokenFile = Annotated[
     Path | None, typer.Option(envvar="AGENTLOOP_TOKEN_FILE", help="A file that holds the token.")
+]
+
+Suites = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="AGENTLOOP_SUITES",
+        help="What the gate asks. [default: training/configs/suites.yaml]",
+        show_default=False,
+    ),
+]
+MlflowUri = Annotated[
+    str,
+    typer.Option(
+        envvar="AGENTLOOP_MLFLOW_URI",
+        help="MLflow's database. [default: mlflow, beside the service's own]",
+        show_default=False,
+    ),
+]
+DatabaseUrl = Annotated[
+    str, typer.Option(envvar="AGENTLOOP_DATABASE_URL", help="The service's own database.")
 ]
 
 

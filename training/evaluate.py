@@ -74,7 +74,7 @@ def run(
         packages = ("xllamacpp",) if place.engine == "embedded" else ()
         with cycle.step(directory, "evaluate", seed=0, packages=packages, outputs=["evaluation"]):
             questions = list(_questions(found, asked, ever, generator(place.engine)))
-            answers = asyncio.run(_until_stopped(ask_all(questions, config, place, progress)))
+            answers = asyncio.run(until_stopped(ask_all(questions, config, place, progress)))
             rows = {
                 suite.name: [_row(q, answers[q.key]) for q in questions if q.suite == suite.name]
                 for suite in config.suites
@@ -119,7 +119,7 @@ def _questions(
                     yield Question(suite.name, item, subject, request, key(subject, request, made_by))
 
 
-async def _until_stopped(work: Coroutine[Any, Any, T]) -> T:
+async def until_stopped(work: Coroutine[Any, Any, T]) -> T:
     """The work's result; on SIGTERM the work is cancelled, and so puts away what it started."""
     task = asyncio.ensure_future(work)
     loop = asyncio.get_running_loop()

@@ -53,14 +53,14 @@ def candidate(directory: Path, place: Place) -> str:
 
 async def serving(place: Place) -> tuple[str, str]:
     """The live server's champion (the stable target of `default`), and its sha256."""
-    async with AsyncClient(_address(place), place.token, token_file=place.token_file) as client:
+    async with AsyncClient(address(place), place.token, token_file=place.token_file) as client:
         name = (await client.get_route("default")).stable
         installed = {model.name: model.sha256 for model in await client.list_models()}
         return name, installed.get(name, "")
 
 
-def _address(place: Place) -> str | None:
-    """What was given, or what the server of this state folder wrote, or the client's own default."""
+def address(place: Place) -> str | None:
+    """Where the live server is: as given, as the server of this state folder wrote, or a default."""
     written = place.state_dir / "server.json"
     if place.server or os.environ.get("AGENTLOOP_SERVER") or not written.is_file():
         return place.server
@@ -101,6 +101,25 @@ def best(directory: Path, place: Place, suite: str, champion: Subject) -> Subjec
         if gguf.is_file() and cycle.sha256(gguf) == version.sha256:
             return Subject("best_ever", version.model_version, gguf, version.sha256)
     return replace(champion, name="best_ever")
+
+
+def version(model_version: str, place: Place) -> Subject:
+    """Any model version whose GGUF is here, alone; the untouched base ends in `:base`.
+
+    Raises:
+        UnknownModelError: if its GGUF is not there, or it is no name of a version.
+    """
+    _, colon, tag = model_version.rpartition(":")
+    if tag != "base":
+        try:
+            cycle.started_at(tag)
+        except ValueError:
+            colon = ""
+    if not colon:
+        raise UnknownModelError(
+            f"{model_version!r} is no model version; it must be like {place.model_name}:base"
+        )
+    return _subject("candidate", model_version, _gguf(model_version, place))
 
 
 def _subject(name: suites.Subject, model_version: str, gguf: Path, expected: str = "") -> Subject:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from agentloop.night import Night
 from tests.integration import night_by_hand
@@ -21,9 +21,10 @@ def test_the_card_is_one_that_the_hub_reads(tmp_path: Path) -> None:
     note = cycle.read_json(directory / "steps" / "finetune.json")
     cycle.write_json(directory / "steps" / "finetune.json", note | {"gpu_energy_joules": 1234.5})
     text = model_card.write(directory).read_text(encoding="utf-8")
-    card = ModelCard(text)
-    assert card.data.license == "gemma" and card.data.model_name == CANDIDATE["model_version"]
-    results = {one.dataset_name: one.metric_value for one in card.data.eval_results}
+    told = ModelCard(text).data
+    assert isinstance(told, ModelCardData)
+    assert told.license == "gemma" and told.model_name == CANDIDATE["model_version"]
+    results = {one.dataset_name: one.metric_value for one in told.eval_results or ()}
     assert results == {"simple_python": pytest.approx(0.37), "gate": pytest.approx(16 / 38)}
     for said in (
         "**Verdict: pass.**",

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from agentloop.night import Night
 from grpc_server.domain.plain import request_from_plain
 from tests.unit.test_curate import frozen, traffic
 from training import bfcl, curate, cycle, erase, warmup
 from training.__main__ import app
 from training.datasets import importing
 from training.neighbours import Neighbours, question
-from training.night import Night
 
 runner = CliRunner()
 FIRST, SECOND = "20260101T000000Z", "20260102T000000Z"
