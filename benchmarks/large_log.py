@@ -128,7 +128,7 @@ async def _served(dsn: str) -> AsyncIterator[log_pb2_grpc.LogServiceAsyncStub]:
         log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(reader), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        stack.push_async_callback(server.stop, None)
+        stack.push_async_callback(server.stop, 1.0)
         channel = grpc.aio.insecure_channel(f"127.0.0.1:{port}")
         yield log_pb2_grpc.LogServiceStub(await stack.enter_async_context(channel))
 

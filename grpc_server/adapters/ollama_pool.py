@@ -22,6 +22,7 @@ from grpc_server.adapters import pool_host
 from grpc_server.adapters.pool_host import Host, Standing
 from grpc_server.domain.errors import ELSEWHERE, AgentLoopError, EngineUnavailable, NotFound
 from grpc_server.domain.ports import Engine, Finished, Generation, Piece
+from grpc_server.domain.rules import check_model_version
 from grpc_server.domain.types import Embeddings, InstallProgress, ModelDetails, ModelVersion
 
 CHECK_SECONDS = 2.0
@@ -221,7 +222,8 @@ class OllamaPool:
                 return result
 
     async def _choose(self, model_version: str, tried: list[Host]) -> Host:
-        """The best host that was not tried yet, noted as tried. Raises NotFound, EngineUnavailable."""
+        """The best host not tried yet, now tried. Raises InvalidArgument, NotFound, EngineUnavailable."""
+        check_model_version(model_version)
         having = self._having(model_version, tried)
         if not having:  # perhaps it was installed on a host since its last check
             await self._holders(model_version)
@@ -241,6 +243,7 @@ class OllamaPool:
         return [host for host in same if host not in tried]
 
     async def _holders(self, model_version: str) -> list[Host]:
+        check_model_version(model_version)
         answering = await self._look()
         holders = self._having(model_version)
         if not holders and not answering:

@@ -104,6 +104,13 @@ async def test_only_a_host_that_has_the_version_is_asked() -> None:
     assert (len(one.asked), len(two.asked)) == (0, 3)
 
 
+async def test_a_name_that_no_version_can_have_is_the_callers_mistake_before_any_host_is_asked() -> None:
+    async with pool_of(FakeEngine(), FakeEngine()) as pool:
+        for call in (answer(pool, "../../etc:passwd"), pool.load("tiny"), pool.count_tokens("", "x")):
+            with pytest.raises(InvalidArgument):
+                await call
+
+
 async def test_what_was_installed_on_a_host_since_its_check_is_found() -> None:
     one, two = FakeEngine(), FakeEngine()
     async with pool_of(one, two) as pool:
