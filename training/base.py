@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from training import cycle, shards
+from training import cycle, shards, text_part
 
 # Read by the libraries when they are imported: nothing is fetched from, or told to, anybody.
 OFFLINE = {
@@ -64,24 +64,26 @@ def kind(base: Path) -> Literal["gguf", "folder"]:
 def hugging_face_folder(base: Path, state_dir: Path) -> Path:
     """The base in a folder that `from_pretrained` reads: weights, configuration, tokenizer.
 
-    A folder is itself. A GGUF is converted (to bf16) the first time, which takes half a minute, and is then
-    found in `<state_dir>/cache/hf/<sha256>`. transformers unpacks the quantized weights, but leaves the model
-    flagged as quantized: cleared here.
+    A folder is itself; of one that also sees and hears, the language model is copied out once. A GGUF is
+    converted (to bf16) the first time, which takes half a minute. Both are then found in
+    `<state_dir>/cache/hf/<sha256>`. transformers unpacks the quantized weights of a GGUF, but leaves the
+    model flagged as quantized: cleared here.
 
     Raises:
         BaseModelError: if there is no such base, it is incomplete, or transformers cannot read it.
     """
-    if kind(base) == "folder":
+    is_folder = kind(base) == "folder"
+    if is_folder and not text_part.is_there(base):
         return base.absolute()
-    gguf = base
-    folder = state_dir.absolute() / "cache" / "hf" / cycle.sha256(gguf)
+    make = text_part.copy if is_folder else _convert
+    folder = state_dir.absolute() / "cache" / "hf" / cycle.sha256(base)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one converts it; who waited finds it done
         if not (folder / "config.json").is_file():
             cycle.discard_unfinished(folder)
             with cycle.new_directory(folder) as building:
-                _convert(gguf, building)
+                make(base, building)
     return folder
 
 

@@ -26,7 +26,8 @@ BaseGguf = Annotated[
     Path | None,
     typer.Option(
         envvar="AGENTLOOP_BASE_GGUF",
-        help="The untouched model. [default: <state-dir>/models/gemma-3-270m-q4_k_m.gguf]",
+        help="The untouched model: a GGUF, or a folder of safetensors."
+        " [default: <state-dir>/models/gemma-3-270m-q4_k_m.gguf]",
         show_default=False,
     ),
 ]

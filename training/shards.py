@@ -31,7 +31,7 @@ def check(folder: Path) -> None:
     if (folder / INDEX).is_file():
         _check_shards(folder)
     elif (folder / SINGLE).is_file():
-        _tensors(folder / SINGLE)
+        tensors(folder / SINGLE)
     else:
         raise IncompleteError(
             f"{folder} has no weights that can be read: neither {INDEX} nor {SINGLE} is there (pickled *.bin"
@@ -55,14 +55,18 @@ def _check_shards(folder: Path) -> None:
             raise IncompleteError(f"{folder / INDEX} names {name!r}; shards must lie beside it")
         if not (folder / name).is_file():
             raise IncompleteError(f"{folder / name} is missing, one of {len(shards)} shards; copy it again")
-        held = _tensors(folder / name)
+        held = tensors(folder / name)
         lacking = next((tensor for tensor in expected if tensor not in held), None)
         if lacking is not None:
             raise IncompleteError(f"{folder / name} lacks the tensor {lacking}, which {INDEX} says it holds")
 
 
-def _tensors(path: Path) -> Mapping[str, Any]:
-    """What a safetensors file holds, by its header; its size is what the header says."""
+def tensors(path: Path) -> Mapping[str, Any]:
+    """What a safetensors file holds, by its header: dtype, shape and data_offsets of each tensor.
+
+    Raises:
+        IncompleteError: if the file is not one, or has not the size that its header says.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)

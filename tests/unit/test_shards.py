@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from training import base, cycle
+from training import base, cycle, shards
 from training.base import BaseModelError
 from training.quantize import with_metadata_of
 from training.shards import INDEX, SINGLE
@@ -152,6 +152,54 @@ def test_a_tuned_folder_keeps_what_the_converter_read_in_it(folder: Path, tmp_pa
     assert (tmp_path / "unquantized.gguf").read_bytes() == b"GGUF as converted"
 
 
+def as_published(folder: Path) -> None:
+    """Give a model of text alone the names, and the configuration, of one that also sees."""
+    text = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3n", "text_config": text}))
+    index = json.loads((folder / INDEX).read_text())
+    placed = index["weight_map"]
+    for path in folder.glob("model-*-of-*.safetensors"):
+        content = path.read_bytes()
+        end = 8 + struct.unpack("<Q", content[:8])[0]
+        header = json.loads(content[8:end])
+        renamed = {
+            name.replace("model.", "model.language_model.", 1): about for name, about in header.items()
+        }
+        text_of = json.dumps(renamed).encode()
+        path.write_bytes(struct.pack("<Q", len(text_of)) + text_of + content[end:])
+    index["weight_map"] = {
+        name.replace("model.", "model.language_model.", 1): file for name, file in placed.items()
+    }
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+def test_of_a_model_that_also_sees_the_language_model_is_copied_once(folder: Path, tmp_path: Path) -> None:
+    text = {"model_type": "gemma3n_text", "hidden_size": 8}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3n", "text_config": text}))
+    named = {
+        "model.language_model.embed.weight": FIRST,
+        "model.vision_tower.a": FIRST,
+        "model.audio_tower.b": SECOND,
+    }
+    shard(folder / FIRST, "model.vision_tower.a", "model.language_model.embed.weight")
+    shard(folder / SECOND, "model.audio_tower.b")
+    (folder / INDEX).write_text(json.dumps({"weight_map": named}))
+    found = base.hugging_face_folder(folder, tmp_path / "var")
+    assert found != folder and base.kind(found) == "folder"
+    assert list(shards.tensors(found / FIRST)) == ["model.embed.weight"] and not (found / SECOND).exists()
+    config = json.loads((found / "config.json").read_text())
+    assert config == text | {"architectures": ["Gemma3nForCausalLM"]}
+    made = (found / "config.json").stat()
+    assert base.hugging_face_folder(folder, tmp_path / "var") == found
+    assert (found / "config.json").stat() == made
+
+    shard(folder / FIRST, *named)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"model.vision_tower.a": FIRST}}))
+    shard(folder / FIRST, "model.vision_tower.a")
+    with pytest.raises(ValueError, match="holds no tensor of one"):
+        base.hugging_face_folder(folder, tmp_path / "var")
+
+
 def test_a_gemma_3n_in_shards_loads_and_is_trained_and_a_shard_that_is_cut_off_is_named(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, Gemma3nForCausalLM, Gemma3nTextConfig
@@ -162,6 +210,7 @@ def test_a_gemma_3n_in_shards_loads_and_is_trained_and_a_shard_that_is_cut_off_i
     made = Gemma3nForCausalLM(Gemma3nTextConfig(**SHRUNK))
     made.save_pretrained(folder, max_shard_size="100KB")
     assert len(list(folder.glob("model-*-of-*.safetensors"))) >= 3
+    as_published(folder)
 
     found = base.hugging_face_folder(folder, folder / "var")
     model = AutoModelForCausalLM.from_pretrained(found, dtype=torch.float32)
