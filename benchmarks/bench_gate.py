@@ -58,25 +58,38 @@ class Recordings:
             for suite in suites or self.sessions
         }
 
+    def as_recorded(self) -> Suites:
+        """The evaluation itself."""
+        return {
+            suite: [row for number, rows in enumerate(sessions) for row in _asked(rows, number)]
+            for suite, sessions in self.sessions.items()
+        }
+
     def _suite(self, draw: random.Random, sessions: list[list[Row]]) -> list[Row]:
-        rows: list[Row] = []
-        for number in range(len(sessions)):
-            pair = ("champion", "candidate")
-            champion, candidate = pair if draw.random() < 0.5 else pair[::-1]
-            for row in draw.choice(sessions):
-                who = {"champion": champion, "candidate": candidate, CONSTRAINED: CONSTRAINED}
-                rows += [
-                    {
-                        "item_id": f"{number}:{row['item_id']}",
-                        "session_id": str(number),
-                        "subject": subject,
-                        "correct": row["right"][model],
-                        "finish_reason": "length" if model in row["cut"] else "stop",
-                    }
-                    for subject, model in who.items()
-                    if model in row["right"]
-                ]
-        return rows
+        return [
+            row
+            for number in range(len(sessions))
+            for row in _asked(draw.choice(sessions), number, swapped=draw.random() < 0.5)
+        ]
+
+
+def _asked(session: list[Row], number: int, *, swapped: bool = False) -> list[Row]:
+    """The rows of one session, as an evaluation writes them."""
+    who = {"champion": "champion", "candidate": "candidate", CONSTRAINED: CONSTRAINED}
+    if swapped:
+        who |= {"champion": "candidate", "candidate": "champion"}
+    return [
+        {
+            "item_id": f"{number}:{row['item_id']}",
+            "session_id": str(number),
+            "subject": subject,
+            "correct": row["right"][model],
+            "finish_reason": "length" if model in row["cut"] else "stop",
+        }
+        for row in session
+        for subject, model in who.items()
+        if model in row["right"]
+    ]
 
 
 def with_gain(suites: Suites, gain: float, draw: random.Random) -> Suites:

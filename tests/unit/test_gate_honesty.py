@@ -31,6 +31,13 @@ def test_a_gain_that_the_gate_declares_to_see_it_sees_about_as_often_as_declared
     assert shown > 0.7 * len(nights)
 
 
+def test_a_real_night_that_made_the_model_worse_was_rejected() -> None:
+    """The recorded one: 0.33 right where its champion had 0.45."""
+    verdict = bench_gate.judged(RULES, RECORDED.as_recorded())
+    assert verdict["verdict"] == "fail"
+    assert "0.330 against 0.450 on 100 items" in verdict["reason"]
+
+
 def test_four_claims_at_once_are_wrong_no_more_often_than_one() -> None:
     draw, four = random.Random(3), bench_gate.four_claims(RULES)
     targets = [f"target_{number}" for number in range(4)]
