@@ -111,6 +111,14 @@ def prepare(
 def finetune(
     cycle: Cycle,
     config: Recipe = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            envvar="AGENTLOOP_TRAINING_TOKENS",
+            min=1,
+            help="Tokens read in all, where the recipe allows more.",
+        ),
+    ] = None,
     state_dir: StateDir = Path("var"),
     base_gguf: BaseGguf = None,
     as_json: AsJson = False,
@@ -123,7 +131,7 @@ def finetune(
 
     base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
     with explained(), progress("training") as on_progress:
-        found = step.run(cycle, base, state_dir, config or DEFAULT, on_progress)
+        found = step.run(cycle, base, state_dir, config or DEFAULT, on_progress, max_tokens=max_tokens)
     say(
         found,
         as_json,

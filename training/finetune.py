@@ -47,6 +47,8 @@ def run(
     state_dir: Path,
     recipe_file: Path = recipe.DEFAULT,
     progress: Progress = unwatched,
+    *,
+    max_tokens: int | None = None,
 ) -> dict[str, Any]:
     """Write `<cycle>/adapter/`, unless it is there of the same inputs; return what finetune.json holds.
 
@@ -57,6 +59,7 @@ def run(
             computes fastest (`cache/compute.json`) are kept.
         recipe_file: the options.
         progress: told after each step how many of how many are done.
+        max_tokens: to read in all, where the recipe allows more: what a short night has time for.
 
     Raises:
         FileNotFoundError: if the training set, the base or the recipe is not there.
@@ -67,6 +70,8 @@ def run(
         TooLittleMemoryError: if memory runs out at one example a microbatch.
     """
     options = recipe.read(recipe_file)
+    if max_tokens is not None:
+        options = options.model_copy(update={"max_tokens": min(max_tokens, options.max_tokens)})
     hardware = Hardware.here()
     check(options, hardware)
     train = directory / "dataset" / "train.jsonl"

@@ -227,6 +227,15 @@ def test_examples_that_are_too_long_are_left_out_and_counted(tmp_path: Path) -> 
     assert (found["examples"], found["examples_too_long"]) == (12, 1)
 
 
+def test_a_short_night_reads_fewer_tokens_than_the_recipe_allows_and_never_more(tmp_path: Path) -> None:
+    directory, gguf = cycle_of(tmp_path), tmp_path / "base.gguf"
+    recipe_of = recipe_file(tmp_path, max_tokens=2000)
+    short = finetune.run(directory, gguf, tmp_path, recipe_of, max_tokens=500)
+    assert short["config"]["max_tokens"] == 500 and short["tokens"] <= 500
+    whole = finetune.run(directory, gguf, tmp_path, recipe_of, max_tokens=10**9)
+    assert whole["config"]["max_tokens"] == 2000 and whole["tokens"] > short["tokens"]
+
+
 def test_no_example_that_fits_is_said(tmp_path: Path) -> None:
     directory = cycle_of(tmp_path)
     with pytest.raises(finetune.NothingToTrainError, match="12 examples, none within max_length"):
