@@ -117,4 +117,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama spark serve prepare dag warmup rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state

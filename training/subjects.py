@@ -9,7 +9,7 @@ from pathlib import Path
 
 from agentloop.client import AsyncClient
 from grpc_server.domain.types import ChatRequest
-from training import best_ever, bfcl, cycle, suites
+from training import best_ever, bfcl, cycle, suites, unlearn
 
 
 class UnknownModelError(RuntimeError):
@@ -93,12 +93,16 @@ def subjects(
 
 
 def best(directory: Path, place: Place, suite: str, champion: Subject) -> Subject:
-    """Of all that have served, the best on a suite whose GGUF is still here; often the champion itself."""
+    """Of all that have served, the best on a suite whose GGUF is still here; often the champion itself.
+
+    One that was withdrawn, because it learned what was erased since, is passed over.
+    """
+    gone = unlearn.withdrawn(directory.resolve().parent)
     for version in best_ever.ranked(directory, suite, champion.who):
         gguf = _gguf(version.model_version, place)
         if version.sha256 == champion.sha256:
             break
-        if gguf.is_file() and cycle.sha256(gguf) == version.sha256:
+        if version.model_version not in gone and gguf.is_file() and cycle.sha256(gguf) == version.sha256:
             return Subject("best_ever", version.model_version, gguf, version.sha256)
     return replace(champion, name="best_ever")
 

@@ -198,6 +198,21 @@ def withdraw(versions: Iterable[str], client: Client) -> dict[str, str]:
     return found
 
 
+def withdrawn(cycles: Path) -> frozenset[str]:
+    """The versions that an unlearning has withdrawn: they must not even be what others are held to.
+
+    Raises:
+        ValueError: if a cycle's record cannot be read.
+    """
+    records = (each / RECORD for each in cycles_in(cycles))
+    return frozenset(
+        version
+        for record in records
+        if record.is_file()
+        for version in cycle.read_json(record).get("withdrawn", ())
+    )
+
+
 def evidence(directory: Path, serving: str, verdict: str, withdrawn: Mapping[str, str]) -> dict[str, Any]:
     """What anybody can check afterwards, written to unlearn.json; `complete` says whether all of it is so."""
     before = Night(directory).unlearn

@@ -17,8 +17,9 @@ from agentloop.errors import NotFound, Unavailable
 from agentloop.night import Night
 from agentloop.types import ModelDetails, ModelVersion, Route, Target
 from tests.unit.test_curate import frozen, traffic
-from training import curate, cycle, register, report, unlearn
+from training import curate, cycle, register, report, subjects, unlearn
 from training.__main__ import app
+from training.best_ever import Version
 from training.gate_rules import read_rules
 
 FIRST, SECOND = "20260130T020000Z", "20260131T020000Z"
@@ -172,6 +173,24 @@ def test_a_version_is_trained_without_the_rows_and_serves_with_evidence(
     assert "complete" in unlearn.told(found)
     text = (directory / report.PAGE).read_text()
     assert "never learned what was erased serves now" in text and 'href="unlearn.html"' in text
+
+
+def test_a_version_that_was_withdrawn_is_no_yardstick_for_later_nights(
+    cycles: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = Version(NAME + SECOND, cycle.sha256(cycles / SECOND / "model.gguf"))
+    first = Version(NAME + FIRST, cycle.sha256(cycles / FIRST / "model.gguf"))
+    monkeypatch.setattr("training.best_ever.ranked", lambda *_: [second, first])
+    place = subjects.Place(cycles.parent, cycles, cycles.parent / "base.gguf")
+    champion = subjects.version(NAME + "base", place)
+
+    def best() -> str:
+        return subjects.best(cycles / "20260301T020000Z", place, "gate", champion).model_version
+
+    assert best() == NAME + SECOND
+    run(cycles, monkeypatch, Steps(server))
+    assert unlearn.withdrawn(cycles) == {NAME + SECOND}
+    assert best() == NAME + FIRST
 
 
 @pytest.mark.parametrize(("verdict", "result"), [("inconclusive", ""), ("fail", ""), ("pass", "rolled_back")])
