@@ -20,7 +20,7 @@ from typer.main import get_command
 from agentloop import Client, cli
 from agentloop.night import Night
 from grpc_server import __main__ as grpc_server
-from grpc_server import erase_cli, events_cli, log_cli, tokens_cli
+from grpc_server import erase_cli, events_cli, gpus_cli, log_cli, tokens_cli
 from tests.coverage_files import untraced
 from tests.integration import night_by_hand
 from tests.integration.rollout_bench import CANDIDATE, CHAMPION, GGUF, World, stable, world
@@ -148,6 +148,10 @@ def understood(command: str, folder: Path) -> None:
             reads(events_cli.app, rest)
         case "python", ["-m", "grpc_server", "erase", *rest]:
             reads(erase_cli.app, rest)
+        case "python", ["-m", "grpc_server", "gpu-monitor", *rest]:
+            gpus = typer.Typer()
+            gpus.command()(gpus_cli.gpu_monitor)
+            reads(gpus, rest)
         case "python", ["-m", "grpc_server", "log", *rest]:
             reads(log_cli.app, rest)
         case "python", ["-m", module, *rest]:
