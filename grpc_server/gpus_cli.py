@@ -17,12 +17,14 @@ from rich.text import Text
 from grpc_server.adapters.gpus import Gpus
 from grpc_server.domain.ports import GpuDetail
 
+app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 ALERT = 0.8
 """A share of memory, or of a processor, above which it is told in red."""
 HOT = 83
 """Degrees Celsius at which NVIDIA's consumer cards begin to slow down."""
 
 
+@app.command()
 def gpu_monitor(
     interval: Annotated[float, typer.Option(min=0.2, max=3600, help="Seconds between looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once, and end.")] = False,

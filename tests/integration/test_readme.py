@@ -154,6 +154,8 @@ def understood(command: str, folder: Path) -> None:
             reads(gpus, rest)
         case "python", ["-m", "grpc_server", "log", *rest]:
             reads(log_cli.app, rest)
+        case "python", ["-m", "grpc_server", "gpu-monitor", *rest]:
+            reads(gpus_cli.app, rest)
         case "python", ["-m", module, *rest]:
             reads(APPS[module], rest)
         case "agent-loop", _:

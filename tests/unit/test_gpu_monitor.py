@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 import pytest
-import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -14,8 +13,7 @@ from grpc_server import gpus_cli
 from grpc_server.adapters.gpus import Gpus
 from tests.unit.test_gpus import Nvml
 
-app = typer.Typer(add_completion=False)
-app.command()(gpus_cli.gpu_monitor)
+app = gpus_cli.app
 runner = CliRunner()
 
 
