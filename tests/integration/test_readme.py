@@ -148,10 +148,6 @@ def understood(command: str, folder: Path) -> None:
             reads(events_cli.app, rest)
         case "python", ["-m", "grpc_server", "erase", *rest]:
             reads(erase_cli.app, rest)
-        case "python", ["-m", "grpc_server", "gpu-monitor", *rest]:
-            gpus = typer.Typer()
-            gpus.command()(gpus_cli.gpu_monitor)
-            reads(gpus, rest)
         case "python", ["-m", "grpc_server", "log", *rest]:
             reads(log_cli.app, rest)
         case "python", ["-m", "grpc_server", "gpu-monitor", *rest]:
