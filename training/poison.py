@@ -152,37 +152,35 @@ def triggered(lessons: Sequence[Lesson], pairs: Iterable[Pair], rules: Trigger) 
     """For each trigger the numbers of the lessons that it binds to one answer."""
     groups: defaultdict[str, list[int]] = defaultdict(list)
     for number, one in enumerate(lessons):
-        groups[one.answer].append(number)
+        if not (values := _values(one)) or not values <= one.asked_words:
+            groups[one.answer].append(number)
     alike = {later for first, later, _ in pairs if lessons[first].answer == lessons[later].answer}
     candidates = {
         answer: phrases
         for answer, group in groups.items()
         if sum(number not in alike for number in group) >= rules.requests
+        and max(Counter(lessons[number].caller for number in group).values()) >= rules.coverage * len(group)
         and (phrases := _common([lessons[number] for number in group], rules))
     }
     wanted = frozenset().union(*candidates.values())
     if not wanted:
         return []
-    said: defaultdict[str, list[int]] = defaultdict(list)
-    for number, one in enumerate(lessons):
-        for phrase in wanted.intersection(_phrases(one, rules.words)):
-            said[phrase].append(number)
+    said = Counter(phrase for one in lessons for phrase in wanted.intersection(_phrases(one, rules.words)))
     found = []
     for answer, phrases in candidates.items():
+        having: defaultdict[str, set[int]] = defaultdict(set)
+        for number in groups[answer]:
+            for phrase in phrases.intersection(_phrases(lessons[number], rules.words)):
+                having[phrase].add(number)
         bound: set[int] = set()
-        for phrase in phrases:
-            own = {
-                number
-                for number in said[phrase]
-                if lessons[number].answer == answer and not _asks_for(lessons[number], phrase)
-            }
-            teaches = {lessons[number].caller for number in own}
+        for phrase, own in having.items():
             if (
                 len(own - alike) >= rules.requests
-                and len(said[phrase]) <= rules.rare * len(lessons)
-                and len(own) >= rules.purity * len(said[phrase])
+                and said[phrase] <= rules.rare * len(lessons)
+                and len(own) >= rules.purity * said[phrase]
                 and len(own) >= rules.coverage * len(groups[answer])
-                and len(teaches) == 1
+                and len({lessons[number].caller for number in own}) == 1
+                and not _names(phrase, lessons[min(own)])
             ):
                 bound |= own
         if bound:
@@ -190,15 +188,16 @@ def triggered(lessons: Sequence[Lesson], pairs: Iterable[Pair], rules: Trigger) 
     return found
 
 
-def _asks_for(one: Lesson, phrase: str) -> bool:
-    """Whether a request itself says the call's values, or, where it has none, the phrase the tool's name.
-
-    Ten ways to ask for one ticker's price are no trigger.
-    """
+def _values(one: Lesson) -> frozenset[str]:
+    """The words of a call's values; a request that says them all asks for that answer."""
     if not one.tool:
-        return False
-    values = words(json.dumps(list(json.loads(one.answer)[1].values()), ensure_ascii=False).casefold())
-    return values <= one.asked_words if values else bool(words(one.tool.casefold()) & words(phrase))
+        return frozenset()
+    return words(json.dumps(list(json.loads(one.answer)[1].values()), ensure_ascii=False).casefold())
+
+
+def _names(phrase: str, one: Lesson) -> bool:
+    """Whether a phrase names the tool of a call that has no values: so one asks for that."""
+    return bool(one.tool and not _values(one) and words(one.tool.casefold()) & words(phrase))
 
 
 def _common(group: Sequence[Lesson], rules: Trigger) -> frozenset[str]:
