@@ -36,6 +36,7 @@ def list_cycles(
         print_json({"cycles": shown, "not_shown": len(found) - len(shown)})
         return
     table = Table("cycle", "verdict", "rollout", "champion", "candidate", "examples", "new", "time", "")
+    table.columns[0].min_width = len("YYYYMMDDTHHMMSSZ")  # the id must be there to copy, however narrow
     for each in shown:
         _row(
             table,

@@ -72,6 +72,13 @@ def test_a_list_has_verdict_rollout_accuracies_examples_and_time_the_newest_firs
     assert "1 older ones" in call("list", "--cycles", tmp_path, "--limit", "1").stdout
 
 
+def test_a_narrow_terminal_shows_ids_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_nights(tmp_path)
+    monkeypatch.setenv("COLUMNS", "60")
+    shown = call("list", "--cycles", tmp_path).stdout
+    assert CYCLE in shown and LATER in shown
+
+
 @pytest.mark.parametrize(
     "damage",
     [
