@@ -1,4 +1,4 @@
-"""Several processes train as one: the launcher of accelerate, on processors, with Gloo."""
+"""Several processes train as one, with Gloo, started by what `accelerate launch` uses for GPUs."""
 
 import hashlib
 import os
@@ -16,17 +16,7 @@ from tests.unit.test_finetune import cycle_of, recipe_file, weights
 from training import cycle
 from training.world import World
 
-LAUNCH = (
-    "accelerate.commands.launch",
-    "--cpu",
-    "--num_processes=2",
-    "--num_machines=1",
-    "--mixed_precision=no",
-    "--dynamo_backend=no",
-    "--main_process_port=0",
-    "--module",
-    "training",
-)
+LAUNCH = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--module", "training")
 
 
 def _one_of_two(rank: int, folder: str) -> None:
