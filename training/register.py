@@ -307,15 +307,13 @@ def _experiment(client: MlflowClient) -> str:
 
 
 def params_of(directory: Path, gate: Record) -> Iterator[tuple[str, str]]:
-    """What the cycle was made with: who was judged, configuration, seed, dataset, packages, processor."""
+    """What the cycle was made with: who was judged, configuration and seed, dataset, packages, processor."""
     yield "champion", gate["champion"]["model_version"]
     yield "candidate", gate["candidate"]["model_version"]
     tuned = _read(directory / "adapter" / "finetune.json")
     yield from _flat("finetune", tuned.get("config") or {})
     inputs = tuned.get("inputs") or {}
     yield from _flat("sha256", inputs.get("files") or {})
-    if "seed" in tuned:
-        yield "finetune.seed", str(tuned["seed"])
     note = _read(directory / "steps" / "finetune.json")
     yield from _flat("version", note.get("versions") or {})
     if "processor" in note:

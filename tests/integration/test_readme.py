@@ -40,6 +40,8 @@ PLACEHOLDERS = {
     "al_…": "al_x",
 }
 APPS = {"grpc_server": grpc_server.app, "training": training.app, "validation": validation.app}
+# What reads a night's files, or makes a model anew: no server answers it.
+OF_NIGHTS = re.compile(r"agent-loop (cycles|lineage|replay|unlearn)\b")
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 _SPAN = re.compile(r"`([^`]+)`")
@@ -195,6 +197,19 @@ def test_a_command_that_does_not_work_as_printed_is_found(tmp_path: Path) -> Non
             understood(broken, tmp_path)
 
 
+def test_a_night_tells_from_its_files_what_its_readers_are_told_to_ask(tmp_path: Path) -> None:
+    cycles = night_by_hand.make(tmp_path / "cycles & more").parent
+    asked = [command for command in readmes() if re.match(r"agent-loop (cycles|lineage <model)", command)]
+    assert len(asked) == 4
+    for command in asked:
+        line = filled(
+            command, cycle_id=night_by_hand.CYCLE, model_version=f"gemma-3-270m:{night_by_hand.CYCLE}"
+        )
+        done = typed(line, {"AGENTLOOP_CYCLES_DIR": str(cycles)})
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        assert night_by_hand.CYCLE in done.stdout
+
+
 @pytest.mark.slow
 def test_a_server_answers_what_its_operators_are_told_to_ask(
     live_server: LiveServer, base_gguf: Path, tmp_path: Path
@@ -215,6 +230,7 @@ def test_a_server_answers_what_its_operators_are_told_to_ask(
     environment |= {"AGENTLOOP_TOKEN_FILE": str(token_file)}
     inference_id = ""
     asked = [command for command in commands if re.match(r"(\.venv/bin/)?agent-loop ", command)]
+    asked = [command for command in asked if not OF_NIGHTS.search(command)]
     assert len(asked) >= 5
     with Client(live_server.grpc_address, token) as client:
         client.install_model(CHAMPION, base_gguf, hashlib.sha256(base_gguf.read_bytes()).hexdigest())

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from grpc_server.adapters.local_postgres import LocalPostgres
 from tests.coverage_files import untraced
 from tests.integration.night_by_hand import BASE, CANDIDATE, CYCLE, make
-from training import cycle, register, subjects
+from training import cycle, recipe, register, subjects
 from training.__main__ import app
 from training.subjects import Place
 
@@ -84,7 +84,8 @@ def test_a_cycle_that_passed_is_a_run_a_version_and_a_candidate(uri: str, tmp_pa
 def test_the_run_knows_what_the_cycle_ran_on_and_what_each_step_took(uri: str, tmp_path: Path) -> None:
     directory = make(tmp_path / "cycles", until="gate")
     tuned = cycle.read_json(directory / "adapter" / "finetune.json")
-    tuned |= {"seed": 7, "inputs": {"files": {"train.jsonl": "d" * 64}}}
+    tuned |= {"seed": 7, "config": recipe.read().model_dump()}  # as fine-tuning writes them
+    tuned |= {"inputs": {"files": {"train.jsonl": "d" * 64}}}
     cycle.write_json(directory / "adapter" / "finetune.json", tuned)
     note = cycle.read_json(directory / "steps" / "finetune.json")
     cycle.write_json(

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import compute, recipe
+from training import compute, cycle, recipe
 from training.compute import compute_dtype
 from training.label_loss import ROWS, label_loss
 from training.microbatch import grouped, packed, padded
@@ -92,11 +92,11 @@ def test_the_faster_type_is_measured_once_for_a_processor_and_a_torch(
 ) -> None:
     took = {torch.bfloat16: 1.0, torch.float32: 2.0}
     monkeypatch.setattr(compute, "_seconds_to_multiply", lambda dtype: took[dtype])
-    monkeypatch.setattr(compute, "processor", lambda: "a fast one")
+    monkeypatch.setattr(cycle, "processor", lambda: "a fast one")
     assert compute_dtype("auto", tmp_path) is torch.bfloat16
     took[torch.bfloat16] = 3.0  # another program has the processor now
     assert compute_dtype("auto", tmp_path) is torch.bfloat16
-    monkeypatch.setattr(compute, "processor", lambda: "another")
+    monkeypatch.setattr(cycle, "processor", lambda: "another")
     assert compute_dtype("auto", tmp_path) is torch.float32
     kept = json.loads((tmp_path / "cache" / "compute.json").read_text())
     assert kept == {
