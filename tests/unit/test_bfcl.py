@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
-from jsonschema import Draft202012Validator
 
 from grpc_server.domain.types import Message, Role, Tool, ToolCall
 from training import bfcl
@@ -85,7 +85,7 @@ def test_traffic_demonstrations_are_accepted_and_fit_their_schema() -> None:
     assert len({one.id for one in played}) == 400
     for one in played:
         assert bfcl.score(one.demonstration, one)
-        Draft202012Validator(dict(one.tool.parameters)).validate(one.demonstration.arguments)
+        jsonschema_rs.Draft202012Validator(dict(one.tool.parameters)).validate(one.demonstration.arguments)
 
 
 def test_the_list_of_barred_ids_is_what_its_script_makes(
@@ -122,7 +122,7 @@ def test_types_become_json_schema() -> None:
 def test_every_schema_of_the_traffic_is_valid_json_schema() -> None:
     for one in bfcl.traffic():
         for tool in one.tools:
-            Draft202012Validator.check_schema(dict(tool.parameters))
+            jsonschema_rs.meta.validate(dict(tool.parameters))
 
 
 def test_a_demonstration_takes_first_values_and_leaves_out_what_may_be_left_out() -> None:
