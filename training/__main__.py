@@ -17,6 +17,7 @@ from training.cli_session import (
     BaseGguf,
     Cycle,
     DatabaseUrl,
+    Engine,
     MlflowUri,
     ModelName,
     Recipe,
@@ -25,6 +26,7 @@ from training.cli_session import (
     Suites,
     Token,
     TokenFile,
+    base_of,
     end,
     explained,
     progress,
@@ -98,7 +100,7 @@ def prepare(
     from training.compute import compute_dtype
     from training.recipe import DEFAULT, read
 
-    gguf = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
+    gguf = base_of(base_gguf, state_dir)
     with explained():
         found = {
             "base": str(bases.hugging_face_folder(gguf, state_dir)),
@@ -129,7 +131,7 @@ def finetune(
     from training import finetune as step
     from training.recipe import DEFAULT
 
-    base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
+    base = base_of(base_gguf, state_dir)
     with explained(), progress("training") as on_progress:
         found = step.run(cycle, base, state_dir, config or DEFAULT, on_progress, max_tokens=max_tokens)
     say(
@@ -162,7 +164,7 @@ def quantize(
     """Merge base and adapter into one GGUF, quantize it, and measure what that cost."""
     from training import quantize as step
 
-    base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
+    base = base_of(base_gguf, state_dir)
     with explained():
         made = step.run(cycle, base, state_dir, config or step.CONFIG, every_type=every_type)
     lines = []
@@ -187,9 +189,7 @@ def evaluate(
     state_dir: StateDir = Path("var"),
     base_gguf: BaseGguf = None,
     model_name: ModelName = "gemma-3-270m",
-    engine: Annotated[
-        Literal["embedded", "ollama"], typer.Option(envvar="AGENTLOOP_ENGINE", help="What generates.")
-    ] = "embedded",
+    engine: Engine = "embedded",
     as_json: AsJson = False,
 ) -> None:
     """Ask champion and candidate the same questions, through a server of their own."""
@@ -200,7 +200,7 @@ def evaluate(
     place = Place(
         state_dir=state_dir.absolute(),
         cycles_dir=cycle.absolute().parent,
-        base_gguf=(base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf").absolute(),
+        base_gguf=base_of(base_gguf, state_dir).absolute(),
         model_name=model_name,
         engine=engine,
         server=server,
@@ -277,7 +277,7 @@ def register(
         place = Place(
             state_dir=state_dir.absolute(),
             cycles_dir=cycle.absolute().parent,
-            base_gguf=(state_dir / "models" / "gemma-3-270m-q4_k_m.gguf").absolute(),
+            base_gguf=base_of(None, state_dir).absolute(),
             model_name=model_name,
             server=server,
             token=token,

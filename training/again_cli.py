@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -12,9 +12,11 @@ from training.cli_session import (
     AsJson,
     BaseGguf,
     Cycle,
+    Engine,
     ModelName,
     StateDir,
     Suites,
+    base_of,
     end,
     explained,
     progress,
@@ -43,7 +45,7 @@ def reproduce(
     from training import reproduce as step
     from training.suites import CONFIG
 
-    base = base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
+    base = base_of(base_gguf, state_dir)
     with explained(), progress("training") as on_progress:
         found = step.run(
             cycle,
@@ -66,9 +68,7 @@ def replay(
     state_dir: StateDir = Path("var"),
     base_gguf: BaseGguf = None,
     model_name: ModelName = "gemma-3-270m",
-    engine: Annotated[
-        Literal["embedded", "ollama"], typer.Option(envvar="AGENTLOOP_ENGINE", help="What generates.")
-    ] = "embedded",
+    engine: Engine = "embedded",
     as_json: AsJson = False,
 ) -> None:
     """Ask a model version the requests of a cycle's snapshot, and compare with the answers then.
@@ -81,7 +81,7 @@ def replay(
     place = Place(
         state_dir=state_dir.absolute(),
         cycles_dir=cycle.absolute().parent,
-        base_gguf=(base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf").absolute(),
+        base_gguf=base_of(base_gguf, state_dir).absolute(),
         model_name=model_name,
         engine=engine,
     )

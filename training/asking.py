@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,10 @@ from grpc_server.domain.types import ChatRequest, Message, Role, ToolCall
 from training.own_server import own_server
 from training.subjects import Place, Subject
 from training.suites import Config, Item
+from training.watching import Progress
 
 REFUSED = "refused"
 """The finish reason of what the server would not ask the model."""
-
-Progress = Callable[[int, int], None]
-"""Told how many answers there are, and how many there will be."""
 
 
 @dataclass(frozen=True, slots=True)

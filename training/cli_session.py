@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -30,6 +30,9 @@ BaseGguf = Annotated[
         " [default: <state-dir>/models/gemma-3-270m-q4_k_m.gguf]",
         show_default=False,
     ),
+]
+Engine = Annotated[
+    Literal["embedded", "ollama"], typer.Option(envvar="AGENTLOOP_ENGINE", help="What generates.")
 ]
 Recipe = Annotated[
     Path | None,
@@ -67,6 +70,11 @@ MlflowUri = Annotated[
 DatabaseUrl = Annotated[
     str, typer.Option(envvar="AGENTLOOP_DATABASE_URL", help="The service's own database.")
 ]
+
+
+def base_of(given: Path | None, state_dir: Path) -> Path:
+    """The base that was given, or the one that the service has."""
+    return given or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf"
 
 
 @contextmanager

@@ -13,7 +13,7 @@ learned.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +28,7 @@ from training.examples import COLUMNS, Barred, Example, example, read_barred
 from training.learned import Dataset, Learned, learned
 from training.lessons import Lesson, Line, fingerprint, lesson
 from training.neighbours import question
-
-Progress = Callable[[int, int], None]
-
-
-def _unwatched(_done: int, _total: int) -> None:
-    """The progress that nobody looks at."""
+from training.watching import Progress, unwatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +56,7 @@ class Rows:
     """The rows of a snapshot, the columns that curation needs; read anew at each pass."""
 
     snapshot: Path
-    progress: Progress = _unwatched
+    progress: Progress = unwatched
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         from pyarrow import parquet
@@ -81,7 +76,7 @@ def run(
     directory: Path,
     rules_file: Path = curation_rules.RULES,
     suites_file: Path = suites.CONFIG,
-    progress: Progress = _unwatched,
+    progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Write `<cycle>/dataset/`, unless it is there of the same inputs; return what dataset.json holds.
 

@@ -18,17 +18,14 @@ from typing import Any, TypeVar
 
 from grpc_server.domain.plain import message_from_plain
 from training import bfcl, cycle, measures, regressions, suites
-from training.asking import Answer, Progress, Question, ask_all, key
+from training.asking import Answer, Question, ask_all, key
 from training.own_server import generator
 from training.statistics import wilson
 from training.subjects import Place, Subject, UnknownModelError, best, candidate, serving, subjects
 from training.suites import Item, Suite
+from training.watching import Progress, unwatched
 
 T = TypeVar("T")
-
-
-def silent(done: int, total: int) -> None:
-    """Show no progress."""
 
 
 def run(
@@ -37,7 +34,7 @@ def run(
     *,
     config_file: Path = suites.CONFIG,
     champion: str | None = None,
-    progress: Progress = silent,
+    progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Write `<cycle>/evaluation/`, unless it is there of the same inputs; return its summary.
 

@@ -24,8 +24,9 @@ from training.checkpoint import Checkpoint, History
 from training.compute import compute_dtype
 from training.hardware import Applied, Hardware, check
 from training.recipe import Recipe
-from training.steps import Progress, train_adapter, unwatched
+from training.steps import train_adapter
 from training.tensors import Example, check_end_of_turn, read_examples
+from training.watching import Progress, unwatched
 from training.world import World
 
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")

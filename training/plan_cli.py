@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from training.cli_session import AsJson, Recipe
+
 if TYPE_CHECKING:
     from training.plan import Memory, Plan
 
@@ -36,14 +38,7 @@ def size(text: str) -> int:
 
 
 def plan(
-    config: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="AGENTLOOP_RECIPE",
-            help="The recipe. [default: training/configs/gemma3-270m.yaml]",
-            show_default=False,
-        ),
-    ] = None,
+    config: Recipe = None,
     gpu_memory: Annotated[
         str | None,
         typer.Option(help="The GPU's memory, like 24GiB. [default: as the GPU says]", show_default=False),
@@ -59,7 +54,7 @@ def plan(
     model_folder: Annotated[
         Path | None, typer.Option(help="A folder with a config.json, instead of the recipe's model.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Say what a training takes, by part, and which microbatch, checkpointing and length fit."""
     try:

@@ -22,13 +22,14 @@ from typing import Any
 from grpc_server.domain.plain import message_from_plain, message_to_plain, raw_prompt, request_from_plain
 from grpc_server.domain.types import ChatRequest, Message, Role, Sampling
 from training import cycle, subjects, suites
-from training.asking import REFUSED, Answer, Progress, Question, ask_all, key
+from training.asking import REFUSED, Answer, Question, ask_all, key
 from training.evaluate import until_stopped
 from training.own_server import generator
 from training.scoring import matches
 from training.statistics import paired_difference
 from training.subjects import Place
 from training.suites import Item
+from training.watching import Progress
 
 FOLDER = "replay"
 COLUMNS = (

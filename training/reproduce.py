@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,18 +20,13 @@ import yaml
 from agentloop.night import Night
 from grpc_server.guard import hostile
 from training import bfcl, curate, curation_rules, cycle, recipe, suites
+from training.watching import Progress, unwatched
 
 SAME, DIFFERS, IMPOSSIBLE = 0, 3, 4
 """Exit codes: everything came out the same; something did not; it cannot be made again."""
 
 _SETS = ("train.jsonl", "gate.jsonl")
 _OF_THE_CODE = ("barred", "suites", "hostile")  # inputs of curation that belong to no cycle
-
-Progress = Callable[[int, int], None]
-
-
-def silent(_done: int, _total: int) -> None:
-    """Show no progress."""
 
 
 @dataclass(slots=True)
@@ -53,7 +48,7 @@ def run(
     *,
     suites_file: Path = suites.CONFIG,
     dataset_only: bool = False,
-    progress: Progress = silent,
+    progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Make a cycle's dataset and adapter again, and say whether they are the same.
 

@@ -7,7 +7,7 @@ however many processes share them, it is the same step.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -19,16 +19,11 @@ from training.checkpoint import Checkpoint, History
 from training.microbatch import grouped
 from training.recipe import Recipe
 from training.tensors import Example, plan_steps
+from training.watching import Progress, unwatched
 from training.world import World
 
 if TYPE_CHECKING:
     from training.adapted import Adapted
-
-Progress = Callable[[int, int], None]
-
-
-def unwatched(_done: int, _total: int) -> None:
-    """The progress that nobody looks at."""
 
 
 class LossNotFiniteError(RuntimeError):

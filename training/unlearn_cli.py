@@ -17,6 +17,7 @@ from training.cli_session import (
     StateDir,
     Token,
     TokenFile,
+    base_of,
     end,
     explained,
     say,
@@ -68,7 +69,7 @@ def unlearn(
     place = Place(
         state_dir=state_dir.absolute(),
         cycles_dir=cycles.absolute(),
-        base_gguf=(base_gguf or state_dir / "models" / "gemma-3-270m-q4_k_m.gguf").absolute(),
+        base_gguf=base_of(base_gguf, state_dir).absolute(),
         model_name=model_name,
         server=server,
         token=token,

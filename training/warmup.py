@@ -18,6 +18,7 @@ from typing import Any
 
 from training import curate, cycle
 from training.datasets.importing import EXAMPLES, RECORD
+from training.examples import COLUMNS
 
 SETS = "sets.json"
 ROWS = "inferences.parquet"
@@ -138,7 +139,7 @@ def _write(directory: Path, taken: Mapping[str, Sequence[Line]], record: Mapping
     cycle.write_json(directory / "validation" / "result.json", {"success": True, "quarantined": []})
     with cycle.new_directory(directory / "snapshot") as building:
         schema = pa.schema(
-            [(name, pa.string()) for name in _TEXTS] + [(name, pa.int64()) for name in _COUNTS]
+            [(name, pa.string()) for name in COLUMNS] + [(name, pa.int64()) for name in _COUNTS]
         )
         parquet.write_table(pa.Table.from_pylist(rows, schema=schema), building / ROWS)
         files = {ROWS: cycle.sha256(building / ROWS)}
@@ -147,16 +148,6 @@ def _write(directory: Path, taken: Mapping[str, Sequence[Line]], record: Mapping
 
 
 _COUNTS = ("feedback_count", "demonstrations")
-_TEXTS = (
-    "inference_id",
-    "caller",
-    "session_id",
-    "request_json",
-    "answer_json",
-    "status",
-    "finish_reason",
-    "feedback_json",
-)
 
 
 def _row(name: str, line: Line) -> dict[str, Any]:

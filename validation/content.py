@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from grpc_server.domain.plain import message_from_plain, raw_prompt, request_from_plain
+from grpc_server.domain.plain import message_from_plain, raw_prompt, request_from_plain, texts_in
 from grpc_server.domain.types import ChatRequest, Message, Role, Status, Tool, ToolCall
 from grpc_server.guard.hostile import Kind, Matcher
 from grpc_server.guard.private_text import Finder
@@ -241,25 +241,13 @@ def _texts(messages: Iterable[Message], known: Container[str]) -> Iterable[str]:
         for call in message.tool_calls:
             if call.name not in known:
                 yield call.name
-            yield from _leaves(call.arguments)
+            yield from texts_in(call.arguments)
 
 
 def _tool_texts(tool: Tool) -> Iterable[str]:
     yield tool.name
     yield tool.description
-    yield from _leaves(tool.parameters)
-
-
-def _leaves(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield key
-            yield from _leaves(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _leaves(item)
+    yield from texts_in(tool.parameters)
 
 
 def _invalid_calls(calls: Sequence[ToolCall], allowed: Mapping[str, Arguments | None]) -> int:

@@ -5,7 +5,7 @@ A request does not hold its alias, model version or session: the log has columns
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from grpc_server.domain.types import (
@@ -19,6 +19,19 @@ from grpc_server.domain.types import (
     ToolCall,
     ToolChoice,
 )
+
+
+def texts_in(value: Any) -> Iterator[str]:
+    """Every string in a plain value, keys too, in its order."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield key
+            yield from texts_in(item)
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from texts_in(item)
 
 
 def message_to_plain(message: Message) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from training.datasets.lines import Line, line_of
 from training.datasets.reading import BadFileError, Records
 from training.datasets.shown import Format, Record
 from training.examples import read_barred
+from training.watching import Progress, unwatched
 
 RECORD = "dataset.json"
 EXAMPLES, TASKS = "examples.jsonl", "tasks.jsonl"
@@ -50,12 +51,6 @@ REASONS = (
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = 1  # of what is written: another one is imported anew
-
-Progress = Callable[[int, int], None]
-
-
-def silent(_done: int, _total: int) -> None:
-    """Show no progress."""
 
 
 class SetExistsError(ValueError):
@@ -95,7 +90,7 @@ def run(
     format_name: str = "",
     instead: bool = False,
     dry_run: bool = False,
-    progress: Progress = silent,
+    progress: Progress = unwatched,
 ) -> dict[str, Any]:
     """Write `<datasets>/<name>/`, unless it is there of the same files; return what its dataset.json holds.
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import Any
 
+from grpc_server.domain.plain import texts_in
 from grpc_server.guard.hostile import Matcher
 from grpc_server.guard.private_text import Finder
 from training.datasets.shown import Shown
@@ -34,19 +34,7 @@ def _texts(shown: Shown) -> Iterable[str]:
     for message in (*shown.request.messages, *answer):
         yield message.content
         for call in message.tool_calls:
-            yield from _leaves(call.arguments)
+            yield from texts_in(call.arguments)
     for tool in shown.request.tools:
         yield tool.description
-        yield from _leaves(tool.parameters)
-
-
-def _leaves(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield str(key)
-            yield from _leaves(item)
-    elif isinstance(value, Sequence):
-        for item in value:
-            yield from _leaves(item)
+        yield from texts_in(tool.parameters)
