@@ -47,6 +47,7 @@ from grpc_server.domain.types import Limits, Route, Target, TargetRole
 from grpc_server.drain import Drain
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
+from grpc_server.night_figures import NightFigures
 from grpc_server.settings import Settings, alias_names, ollama_urls
 from grpc_server.transports import Running, listen, refuse_plaintext
 from grpc_server.uninterrupted import uninterrupted
@@ -104,6 +105,7 @@ async def service(
         memory = MemoryAvailable()
         metrics.watch_memory(memory, settings.memory_floor)
         await stack.enter_async_context(_gpus(metrics))
+        await stack.enter_async_context(NightFigures(settings.cycles_dir, metrics.registry).running())
         await stack.enter_async_context(_draining(spool, store, metrics, tracer))
         watched: dict[str, Read] = {}
         if authenticator is None:

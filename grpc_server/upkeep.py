@@ -6,12 +6,10 @@ Each server looks once an hour, by its monotonic clock; that several do so harms
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -21,11 +19,11 @@ import psycopg
 from grpc_server.adapters.learned import learned
 from grpc_server.adapters.partitions import ensure_partitions, month, months_ahead, rows_without_month
 from grpc_server.adapters.retention import Retained, retain
+from grpc_server.background import in_rounds
 from grpc_server.domain.errors import AgentLoopError
 
 EVERY_SECONDS = 3600.0
 AFTER_FAILURE_SECONDS = 60.0
-END_SECONDS = 5.0
 LOCK_SECONDS = 2.0
 """Whoever waits for a lock on the log makes all others wait behind it; rather try again later."""
 
@@ -76,24 +74,11 @@ class Upkeep:
         self._actor = actor
         self._ending = threading.Event()
 
-    @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        """Rounds while the block runs; a round that is under way at its end stops at its next step.
-
-        A database that hangs does not hang the end: its thread is left behind, and ends with the process.
-        """
-        thread = threading.Thread(target=self._run, name="upkeep", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._ending.set()
-            await asyncio.to_thread(thread.join, END_SECONDS)
-
-    def _run(self) -> None:
-        wait = 0.0
-        while not self._ending.wait(wait):
-            wait = EVERY_SECONDS if self.round() else AFTER_FAILURE_SECONDS
+    def running(self) -> AbstractAsyncContextManager[None]:
+        """Rounds while the block runs; a round that is under way at its end stops at its next step."""
+        return in_rounds(
+            lambda: EVERY_SECONDS if self.round() else AFTER_FAILURE_SECONDS, "upkeep", self._ending
+        )
 
     def round(self) -> bool:
         """Look after everything once; False if something failed, which the log tells. Raises nothing."""

@@ -1,131 +1,138 @@
-"""What this server counts, read by a real Prometheus; and the alert rules, checked and fired."""
+"""Rules that are checked and fire, read of a real server and a real host by a real Prometheus."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import re
-import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import grpc
 import pytest
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
+from pydantic import SecretStr
 
 from agentloop.v1 import inference_pb2
-from grpc_server.admission import Ask
-from grpc_server.domain.errors import InvalidArgument
-from grpc_server.domain.ports import Gpu
-from tests.integration.grpc_bench import Bench, bearer, status_of
+from grpc_server import bootstrap
+from grpc_server.domain.errors import EngineFailed
+from grpc_server.domain.ports import Finished, Generation, Gpu, Piece
+from grpc_server.domain.types import Route, Target, TargetRole
+from grpc_server.metrics import Metrics
+from grpc_server.settings import Settings
+from infra.prometheus import backup_age
+from tests.fakes import BASE, FakeAuthenticator, FakeEngine, FakeRoutes, FakeRouteStore
+from tests.integration import night_by_hand
+from tests.integration.conftest_log import dsn, postgres  # noqa: F401 (fixtures)
+from tests.integration.grpc_bench import TOKENS, Bench, bearer, hello, status_of
+from tests.integration.prometheus_bench import RULES, node_exporter, rules, scraping, selectors, unfiltered
 from tests.live_server import ROOT
+from training import cycle
 
-RULES = ROOT / "infra" / "prometheus"
-SECONDS = 30.0
+RUNBOOKS = ROOT / "docs" / "runbooks"
+ALERTS = {rule["alert"]: rule for rule in rules() if "alert" in rule}
+NEW = "gemma-3-270m:new"
 
 
-class Prometheus:
-    """Its HTTP API."""
+class OneVersionFails(FakeEngine):
+    """Answers after a moment; the new version does not."""
 
-    def __init__(self, url: str) -> None:
-        self.client = httpx.AsyncClient(base_url=url, trust_env=False, timeout=10)
+    def __init__(self) -> None:
+        super().__init__(parallel=2, models=(BASE, NEW))
 
-    async def value(self, query: str) -> float | None:
-        """What a query gives now; None if that is nothing."""
-        answer = (await self.client.get("/api/v1/query", params={"query": query})).raise_for_status().json()
-        result = answer["data"]["result"]
-        return float(result[0]["value"][1]) if result else None
+    async def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
+        await asyncio.sleep(0.01)
+        if generation.model_version == NEW:
+            raise EngineFailed("no token")
+        async for event in super().generate(generation):
+            yield event
 
-    async def firing(self) -> set[str]:
-        answer = (await self.client.get("/api/v1/alerts")).raise_for_status().json()
-        return {a["labels"]["alertname"] for a in answer["data"]["alerts"] if a["state"] == "firing"}
 
-    async def until(self, query: str, wanted: float) -> None:
-        found: float | None = None
-        for _ in range(int(SECONDS / 0.1)):
-            found = await self.value(query)
-            if found == wanted:
-                return
-            await asyncio.sleep(0.1)
-        raise AssertionError(f"{query} is {found}, not {wanted}")
+async def load(bench: Bench) -> int:
+    """What callers do on a bad day; how many were answered."""
+    chats = [bench.chat(hello("Call me on +41 44 668 18 00"), timeout=20) for _ in range(24)]
+    ended = await asyncio.gather(*chats, return_exceptions=True)
+    for error in ended:
+        assert not isinstance(error, BaseException) or isinstance(error, grpc.aio.AioRpcError), error
+    answered = sum(not isinstance(each, BaseException) for each in ended)
+    metadata = bearer("al_infer")
+    await status_of(bench.chat_stub.Chat(inference_pb2.ChatRequest(), metadata=metadata))
+    named = hello(model_version=NEW)
+    await status_of(bench.chat_stub.Chat(named, metadata=bearer("al_admin")))
+    await bench.chat_stub.Embed(inference_pb2.EmbedRequest(texts=["a text"]), metadata=metadata)
+    return answered
 
 
 @contextlib.asynccontextmanager
-async def scraping(address: str, place: Path) -> AsyncIterator[Prometheus]:
-    """A Prometheus with our configuration, but for the address, and how often it looks."""
-    config: dict[str, Any] = yaml.safe_load((RULES / "prometheus.yml").read_text())
-    config["global"] = {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"}
-    config["rule_files"] = [str(RULES / "alerts.yml")]
-    config["scrape_configs"][0]["static_configs"][0]["targets"] = [address]
-    (place / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        listen = f"127.0.0.1:{free.getsockname()[1]}"
-    process = _start(place, listen)
-    prometheus = Prometheus(f"http://{listen}")
-    try:
-        for _ in range(int(SECONDS / 0.1)):
-            with contextlib.suppress(httpx.TransportError):
-                if (await prometheus.client.get("/-/ready")).status_code == 200:
-                    break
-            assert process.poll() is None, (place / "prometheus.log").read_text()
-            await asyncio.sleep(0.1)
-        yield prometheus
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
-        await prometheus.client.aclose()
+async def served(place: Path, database: str, metrics: Metrics) -> AsyncIterator[tuple[str, Bench]]:
+    """A whole server, but for its engine, which fails now and then; and stubs on it."""
+    settings = Settings(
+        state_dir=place / "state",
+        cycles_dir=place / "cycles",
+        database_url=SecretStr(database),
+        grpc_address="127.0.0.1:0",
+        http_address="127.0.0.1:0",
+        grace_seconds=0.2,
+        queue_size=4,
+    )
+    targets = (Target(BASE, TargetRole.STABLE, 50), Target(NEW, TargetRole.CANARY, 50))
+    routes = FakeRoutes(FakeRouteStore([Route("default", 1, targets)]))
+    authenticator = FakeAuthenticator(dict(TOKENS))
+    parts: dict[str, Any] = {"engine": OneVersionFails(), "routes": routes, "authenticator": authenticator}
+    async with (
+        bootstrap.service(settings, metrics=metrics, **parts) as running,
+        grpc.aio.insecure_channel(running.grpc_address) as channel,
+    ):
+        yield running.http_address, Bench().ask_through(channel)
 
 
-def _start(place: Path, listen: str) -> subprocess.Popen[bytes]:
-    with (place / "prometheus.log").open("wb") as log:
-        return subprocess.Popen(
-            [
-                "prometheus",
-                f"--config.file={place / 'prometheus.yml'}",
-                f"--storage.tsdb.path={place / 'data'}",
-                f"--web.listen-address={listen}",
-            ],
-            stdout=log,
-            stderr=log,
+def a_night(cycles: Path) -> None:
+    """One that has ended."""
+    note = {"outcome": "done", "ended_at": "2026-01-31T02:30:00+00:00"}
+    directory = night_by_hand.make(cycles)
+    cycle.write_json(directory / "steps" / "report.json", note)
+
+
+async def test_every_query_of_every_rule_finds_something_of_a_server_under_load(
+    dsn: str,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    a_night(tmp_path / "cycles")
+    (tmp_path / "host").mkdir()
+    backup = {"name": "main", "backup": [{"type": "full", "timestamp": {"stop": 1795395900}}]}
+    backup_age.write(tmp_path / "host" / "backup.prom", backup_age.figures([backup]))
+    metrics = Metrics()
+    async with (
+        served(tmp_path, dsn, metrics) as (address, bench),
+        node_exporter(tmp_path / "host") as host,
+        scraping(tmp_path, [address], [host]) as prometheus,
+    ):
+        # As where there are GPUs, and several Ollamas: this machine has neither.
+        metrics.gpus_are([Gpu("GPU-1", 0.5, 30, 80)])
+        metrics.watch_hosts(lambda: {"well": 1, "ejected": 0, "down": 0})
+        answered = await load(bench)
+        asked = [unfiltered(rule["expr"]) for rule in rules()]
+        asked += [rule["record"] for rule in rules() if "record" in rule]
+        await prometheus.until_none_is_empty(asked)
+        await prometheus.until('sum(agentloop_inferences_total{status="ok"})', answered)
+        await prometheus.until("hw_gpu:utilization_ratio:avg10m", 0.5)
+        await prometheus.until(
+            'ALERTS{alertname="AgentloopDeadLetters", alertstate="firing"} or vector(0)', 0
         )
-
-
-async def test_prometheus_reads_what_was_asked_and_lets_an_alert_fire(tmp_path: Path) -> None:
-    async with Bench().run(tmp_path) as bench:
-        assert bench.running is not None
-        bench.metrics.dead_lettered(0)
-        for _ in range(3):
-            await bench.chat()
-        await status_of(bench.chat_stub.Chat(inference_pb2.ChatRequest(), metadata=bearer("al_infer")))
-        bench.metrics.gpus_are([Gpu("GPU-1", 0.5, 30, 80)])
-        async with scraping(bench.running.http_address, tmp_path) as prometheus:
-            await prometheus.until('up{job="agentloop"}', 1)
-            await prometheus.until('sum(agentloop_inferences_total{status="ok"})', 3)
-            await prometheus.until('agentloop_refused_total{reason="InvalidArgument"}', 1)
-            await prometheus.until("gen_ai_server_time_to_first_token_seconds_count", 3)
-            await prometheus.until("gen_ai_server_time_per_output_token_seconds_count", 3)
-            await prometheus.until("gen_ai_server_request_duration_seconds_count", 3)
-            await prometheus.until('gen_ai_client_token_usage_sum{gen_ai_token_type="output"}', 12)
-            await prometheus.until('agentloop_queue_time_seconds_count{priority="interactive"}', 3)
-            await prometheus.until("agentloop_spool_records", 6)
-            await prometheus.until("agentloop_engine_up", 1)
-            await prometheus.until("hw_gpu:utilization_ratio:avg10m", 0.5)
-            assert await prometheus.value("process_resident_memory_bytes > 1e7") is not None
-            assert "AgentloopDeadLetters" not in await prometheus.firing()
-            bench.metrics.dead_lettered(1)
-            await prometheus.until('ALERTS{alertname="AgentloopDeadLetters", alertstate="firing"}', 1)
-            assert "AgentloopDeadLetters" in await prometheus.firing()
+        metrics.dead_lettered(1)
+        await prometheus.until('ALERTS{alertname="AgentloopDeadLetters", alertstate="firing"}', 1)
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("check", "rules", "alerts.yml"),
+        ("check", "rules", "recording.yml", "alerts.yml"),
         ("check", "config", "prometheus.yml"),
         ("test", "rules", "alerts.test.yml"),
+        ("test", "rules", "objectives.test.yml"),
+        ("test", "rules", "days.test.yml"),
     ],
 )
 def test_promtool_has_nothing_against_the_rules_and_their_tests_pass(arguments: tuple[str, ...]) -> None:
@@ -135,29 +142,28 @@ def test_promtool_has_nothing_against_the_rules_and_their_tests_pass(arguments: 
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-async def test_every_figure_that_a_rule_reads_is_one_that_the_server_shows(tmp_path: Path) -> None:
-    groups = yaml.safe_load((RULES / "alerts.yml").read_text())["groups"]
-    rules = [rule for group in groups for rule in group["rules"]]
-    made = {rule["record"] for rule in rules if "record" in rule}
-    read = {name for rule in rules for name in re.findall(r"[a-z][a-z0-9_:]*_[a-z0-9_:]+", rule["expr"])}
-    async with Bench().run(tmp_path) as bench:
-        await bench.chat()
-        bench.metrics.refused(InvalidArgument("no"))
-        bench.metrics.gpus_are([Gpu("GPU-1", 0.5, 30, 80)])
-        bench.metrics.watch_memory(lambda: 1, 1)
-        async with bench.inference.admission.place(Ask()):
-            pass
-        families = text_string_to_metric_families(bench.metrics.text().decode())
-        shown = {sample.name for family in families for sample in family.samples}
-        labels = {
-            label
-            for family in text_string_to_metric_families(bench.metrics.text().decode())
-            for sample in family.samples
-            for label in sample.labels
-        }
-    functions = {"histogram_quantile", "avg_over_time"}
-    states = {"dead_lettered"}
-    assert read - functions - states - labels - made <= shown
-    alerts = [rule["alert"] for rule in rules if "alert" in rule]
-    tested = (RULES / "alerts.test.yml").read_text()
-    assert not [alert for alert in alerts if f"alertname: {alert}" not in tested]
+def test_each_alert_is_tested_where_it_fires_and_where_it_does_not() -> None:
+    cases: set[tuple[str, bool]] = set()
+    for file in RULES.glob("*.test.yml"):
+        for group in yaml.safe_load(file.read_text())["tests"]:
+            cases |= {(case["alertname"], bool(case["exp_alerts"])) for case in group["alert_rule_test"]}
+    assert cases == {(alert, fires) for alert in ALERTS for fires in (True, False)}
+
+
+def test_each_alert_leads_to_its_runbook_and_each_link_there_leads_somewhere() -> None:
+    for alert, rule in ALERTS.items():
+        assert rule["annotations"]["runbook_url"] == f"{{{{ $externalLabels.docs }}}}/runbooks/{alert}.md"
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+    assert {path.stem for path in RUNBOOKS.glob("*.md")} == set(ALERTS)
+    for path in RUNBOOKS.glob("*.md"):
+        text = path.read_text()
+        assert text.startswith(f"# {path.stem}\n")
+        assert all(f"**{part}" in text for part in ("What is so.", "Who is hurt.", "Look", "Do")), path
+        for link in re.findall(r"\]\(([^)]+)\)", text):
+            assert (path.parent / link).is_file(), f"{path}: {link}"
+
+
+def test_what_a_query_reads_is_found_in_it() -> None:
+    query = 'sum by (a, b) (rate(x_total{s=~"or|by", t!="y"}[5m])) / on (c) (m:y:z or vector(0)) > 2 * 1e3'
+    assert selectors(query) == {'x_total{s=~"or|by", t!="y"}', "m:y:z"}
+    assert unfiltered('a{b!="c"} == 0 and d >= 2') == 'a{b!="c"} == bool  0 and d >= bool  2'

@@ -82,6 +82,12 @@ def dag_pages() -> list[str]:
     return [command for text in texts if "**What to do" in text for command in shown(text)]
 
 
+def runbooks() -> list[str]:
+    """What those are told to type whom an alert leads there."""
+    texts = sorted((ROOT / "docs" / "runbooks").glob("*.md"))
+    return [command for text in texts for command in shown(text.read_text(encoding="utf-8"))]
+
+
 def reports(folder: Path) -> list[str]:
     """The command on the morning's page, for each end of a night that has one."""
     ends: list[dict[str, str]] = [{"until": step} for step in night_by_hand.STEPS]
@@ -177,7 +183,12 @@ def understood(command: str, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_every_command_that_is_shown_is_one_that_its_program_takes(tmp_path: Path) -> None:
-    pages = {"README": readmes(), "DAG": dag_pages(), "report": reports(tmp_path)}
+    pages = {
+        "README": readmes(),
+        "DAG": dag_pages(),
+        "report": reports(tmp_path),
+        "runbooks": runbooks(),
+    }
     for line in ("make demo", "make dag", "make rollout CYCLE=<cycle id>", "agent-loop route get"):
         assert line in pages["README"]
     assert "make rollback CYCLE=<cycle id>" in pages["DAG"]
