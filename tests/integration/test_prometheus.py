@@ -25,6 +25,7 @@ from grpc_server.settings import Settings
 from infra.prometheus import backup_age
 from tests.fakes import BASE, FakeAuthenticator, FakeEngine, FakeRoutes, FakeRouteStore
 from tests.integration import night_by_hand
+from tests.integration.alertmanager_bench import alertmanager
 from tests.integration.conftest_log import dsn, postgres  # noqa: F401 (fixtures)
 from tests.integration.grpc_bench import TOKENS, Bench, bearer, hello, status_of
 from tests.integration.prometheus_bench import RULES, node_exporter, rules, scraping, selectors, unfiltered
@@ -107,7 +108,8 @@ async def test_every_query_of_every_rule_finds_something_of_a_server_under_load(
     async with (
         served(tmp_path, dsn, metrics) as (address, bench),
         node_exporter(tmp_path / "host") as host,
-        scraping(tmp_path, [address], [host]) as prometheus,
+        alertmanager(tmp_path / "alerts") as told,
+        scraping(tmp_path, [address], [host], [told.address]) as prometheus,
     ):
         # As where there are GPUs, and several Ollamas: this machine has neither.
         metrics.gpus_are([Gpu("GPU-1", 0.5, 30, 80)])
@@ -123,6 +125,7 @@ async def test_every_query_of_every_rule_finds_something_of_a_server_under_load(
         )
         metrics.dead_lettered(1)
         await prometheus.until('ALERTS{alertname="AgentloopDeadLetters", alertstate="firing"}', 1)
+        await told.until_mailed("operations@example.com", "/docs/runbooks/AgentloopDeadLetters.md")
 
 
 @pytest.mark.parametrize(
