@@ -7,8 +7,10 @@ distributions moved (`drift.py`), so that neither result.json nor the data docs 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -106,15 +108,19 @@ def _judged(
     cycle: Path, suite: Suite, earlier: Sequence[Path], docs: Path, counting: Counting, on_progress: Progress
 ) -> tuple[dict[str, Any], drift.Profile]:
     """The result, and what was drawn of the good rows."""
-    # Imported here: it takes seconds, and a finished result needs none of it.
-    from validation.expectations import Asset, judge
-
     folder = cycle / "snapshot"
     labels = _labels(folder)
+    # Great Expectations takes seconds to import; meanwhile other processes count. A finished result needs
+    # none of it.
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(import_module, "validation.expectations")
+        as_expected = list(labels.columns) == list(suite.columns.names)
+        counted = counting(folder, suite, on_progress) if as_expected else None
+    from validation.expectations import Asset, judge
+
     assets = [Asset("schema", labels, (_schema_limit(suite),))]
-    counted, profile, moved = None, drift.NOTHING, list[drift.Moved]()
-    if list(labels.columns) == list(suite.columns.names):
-        counted = counting(folder, suite, on_progress)
+    profile, moved = drift.NOTHING, list[drift.Moved]()
+    if counted is not None:
         profile = drift.profile_of(counted.drawn)
         moved = drift.moved(profile, drift.merged(earlier), suite.drifts, suite.reference)
         assets += [*_groups(suite, counted), *_drifts(moved)]
