@@ -1,10 +1,10 @@
 """What is learned from a snapshot: a training set and a gate set, and of every row not used the reason.
 
 A row is used when a caller demonstrated the answer that it should have had (how the inference itself ended
-does not matter), or accepted the one it got. Sessions are split by a hash: a session is wholly for training
-or wholly for the gate. The dataset of a cycle is the union with the dataset of the last cycle that has a
-verdict; gate items accumulate, training examples have a cap, of which older nights keep a share. What is
-poison, how much one caller may teach, and what each example weighs, is in configs/curation.yaml.
+does not matter), or accepted the one it got. Sessions are split by a keyed hash: a session is wholly for
+training or wholly for the gate. The dataset of a cycle is the union with the dataset of the last cycle that
+has a verdict; gate items accumulate, training examples have a cap, of which older nights keep a share. What
+is poison, how much one caller may teach, and what each example weighs, is in configs/curation.yaml.
 
 The snapshot is read twice: once to decide, when little is kept of each row, and once for the texts of what is
 learned.
@@ -21,7 +21,7 @@ from typing import Any
 
 from grpc_server.domain.plain import message_to_plain, request_to_plain
 from grpc_server.guard import hostile
-from training import balance, bfcl, card, curation_rules, cycle, poison, suites
+from training import balance, bfcl, card, curation_rules, cycle, gate_key, poison, suites
 from training.curation_record import REASONS, record
 from training.curation_rules import Rules
 from training.examples import COLUMNS, Barred, Example, example, read_barred
@@ -77,14 +77,16 @@ def run(
     rules_file: Path = curation_rules.RULES,
     suites_file: Path = suites.CONFIG,
     progress: Progress = unwatched,
+    key_file: Path | None = None,
 ) -> dict[str, Any]:
     """Write `<cycle>/dataset/`, unless it is there of the same inputs; return what dataset.json holds.
 
-    Its `enough` says whether the new training examples are worth a training.
+    Its `enough` says whether the new training examples are worth a training. `key_file` holds the secret by
+    which sessions are drawn for the gate (`gate_key`); without one, as for imported sets, the draw is public.
 
     Raises:
         FileNotFoundError: if the snapshot, its validation, or a file of rules is missing.
-        ValueError: if validation did not accept the snapshot, or the rules are wrong.
+        ValueError: if validation did not accept the snapshot, or the rules, or the key, are wrong.
     """
     rules = curation_rules.read_rules(rules_file)
     snapshot = directory / "snapshot" / "inferences.parquet"
@@ -97,6 +99,8 @@ def run(
         "suites": suites_file,
         "hostile": hostile.RULES,
     }
+    if key_file is not None:
+        files["gate_key"] = key_file
     for name in ("train.jsonl", "gate.jsonl"):
         if earlier is not None:
             files[f"{earlier.parent.name}/{name}"] = earlier / name
@@ -115,7 +119,14 @@ def run(
             asked = evaluated(suites_file)
             name = directory.resolve().name
             found = curate(
-                Rows(snapshot, progress), quarantined, read_barred(), before, rules, night=name, asked=asked
+                Rows(snapshot, progress),
+                quarantined,
+                read_barred(),
+                before,
+                rules,
+                night=name,
+                asked=asked,
+                key=b"" if key_file is None else gate_key.read(key_file),
             )
             told = record(found.dataset, found.found, rules, asked) | {
                 "cycles": [*merged, name],
@@ -178,6 +189,7 @@ def curate(
     *,
     night: str = "",
     asked: Mapping[str, Sequence[str] | None] | None = None,
+    key: bytes = b"",
 ) -> Curated:
     """The union of `earlier` and what `rows` teach; every row is in it, or excluded for one reason.
 
@@ -189,6 +201,7 @@ def curate(
         rules: what configs/curation.yaml says.
         night: the cycle's id, which new lines keep.
         asked: questions by suite, as `evaluated` gives them.
+        key: the secret by which sessions are drawn for the gate.
     """
     unlearned: dict[str, list[str]] = {reason: [] for reason in REASONS}
     lessons: list[Lesson] = []
@@ -202,7 +215,7 @@ def curate(
         else:
             lessons.append(lesson(made))
     suites_asked = {name: questions for name, questions in (asked or {}).items() if questions is not None}
-    found = learned(lessons, earlier, rules, suites_asked)
+    found = learned(lessons, earlier, rules, suites_asked, key)
     for reason, ids in unlearned.items():
         found.excluded[reason] += ids
     new = _lines(rows, found, quarantined, barred, rules, night)

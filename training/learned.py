@@ -51,25 +51,33 @@ class Learned:
 
 
 def learned(
-    lessons: Iterable[Lesson], earlier: Dataset, rules: Rules, suites: Mapping[str, Iterable[str]]
+    lessons: Iterable[Lesson],
+    earlier: Dataset,
+    rules: Rules,
+    suites: Mapping[str, Iterable[str]],
+    gate_key: bytes = b"",
 ) -> Learned:
     """Decide of every lesson of a night. `suites`: questions that the gate asks, by the suite's name."""
     night = _Night(earlier, rules, suites)
     new = night.not_known(night.voted(lessons))
     new = night.sound(new)
     new = night.within_caps(night.not_evaluated(new))
-    for_gate = [one for one in new if is_for_gate(one, rules.gate_share)]
-    for_train = [one for one in new if not is_for_gate(one, rules.gate_share)]
+    for_gate = [one for one in new if is_for_gate(one, rules.gate_share, gate_key)]
+    for_train = [one for one in new if not is_for_gate(one, rules.gate_share, gate_key)]
     night.merge_gate(for_gate)
     night.merge_train(for_train)
     night.make_room()
     return night.found
 
 
-def is_for_gate(one: Lesson, share: float) -> bool:
-    """Decided by the session, or by the prompt where there is no session: the same every night."""
-    key = f"session {one.session_id}" if one.session_id else f"prompt {one.prompt}"
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") / 2**64 < share
+def is_for_gate(one: Lesson, share: float, key: bytes = b"") -> bool:
+    """Decided by the session, or by the prompt where there is no session: the same every night.
+
+    Drawn with a secret (`training.gate_key`), so that no caller can tell what a session's name will lead to.
+    """
+    drawn = f"session {one.session_id}" if one.session_id else f"prompt {one.prompt}"
+    digest = hashlib.blake2b(drawn.encode(), key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64 < share
 
 
 class _Night:

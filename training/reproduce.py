@@ -19,14 +19,14 @@ import yaml
 
 from agentloop.night import Night
 from grpc_server.guard import hostile
-from training import bfcl, curate, curation_rules, cycle, recipe, suites
+from training import bfcl, curate, curation_rules, cycle, gate_key, recipe, suites
 from training.watching import Progress, unwatched
 
 SAME, DIFFERS, IMPOSSIBLE = 0, 3, 4
 """Exit codes: everything came out the same; something did not; it cannot be made again."""
 
 _SETS = ("train.jsonl", "gate.jsonl")
-_OF_THE_CODE = ("barred", "suites", "hostile")  # inputs of curation that belong to no cycle
+_OF_NO_CYCLE = ("barred", "suites", "hostile", "gate_key")
 
 
 @dataclass(slots=True)
@@ -68,7 +68,7 @@ def run(
     for one in Night(directory).erasures:
         found.differences.append(f"rows were erased from this cycle at {one.get('at')}: {one.get('counts')}")
     with _scratch(state_dir / "reproduce", directory.resolve().name) as scratch:
-        _curate_again(directory, scratch, cycle.read_json(record), suites_file, found)
+        _curate_again(directory, scratch, cycle.read_json(record), suites_file, state_dir, found)
         if not dataset_only and (directory / "adapter" / "finetune.json").is_file():
             _train_again(directory, scratch, base_gguf, state_dir, found, progress)
     same = all(each["same"] for each in found.compared.values())
@@ -101,11 +101,16 @@ def told(found: Mapping[str, Any]) -> str:
 
 
 def _curate_again(
-    directory: Path, scratch: Path, record: Mapping[str, Any], suites_file: Path, found: _Findings
+    directory: Path,
+    scratch: Path,
+    record: Mapping[str, Any],
+    suites_file: Path,
+    state_dir: Path,
+    found: _Findings,
 ) -> None:
     inputs = record.get("inputs") or {}
     recorded: Mapping[str, str] = inputs.get("files") or {}
-    places = {name: _place(name, directory, suites_file) for name in recorded}
+    places = {name: _place(name, directory, suites_file, state_dir) for name in recorded}
     before = len(found.impossible)
     for name, sha256 in recorded.items():
         _compare_input(name, places[name], sha256, found)
@@ -114,7 +119,7 @@ def _curate_again(
     if len(found.impossible) > before:
         return
     for name, place in places.items():
-        if place is not None and name not in _OF_THE_CODE:
+        if place is not None and name not in _OF_NO_CYCLE:
             _link(place, directory, scratch)
     rules_file = scratch / "curation.yaml"
     rules_file.write_text(yaml.safe_dump(inputs.get("options") or {}, sort_keys=False), encoding="utf-8")
@@ -124,12 +129,12 @@ def _curate_again(
         first = str(error).partition("\n")[0]
         found.impossible.append(f"the dataset: curation had rules of another form then ({first})")
         return
-    curate.run(scratch, rules_file, suites_file)
+    curate.run(scratch, rules_file, suites_file, key_file=places.get("gate_key"))
     for name in _SETS:
         found.compare(f"dataset/{name}", _then(directory, name), cycle.sha256(scratch / "dataset" / name))
 
 
-def _place(name: str, directory: Path, suites_file: Path) -> Path | None:
+def _place(name: str, directory: Path, suites_file: Path, state_dir: Path) -> Path | None:
     """Where an input of curation lies; None where its name says nothing to this code."""
     fixed = {
         "snapshot": directory / "snapshot" / "inferences.parquet",
@@ -137,6 +142,7 @@ def _place(name: str, directory: Path, suites_file: Path) -> Path | None:
         "barred": bfcl.BARRED_FILE,
         "suites": suites_file,
         "hostile": hostile.RULES,
+        "gate_key": state_dir / gate_key.NAME,
     }
     earlier, _, file = name.partition("/")
     if file in _SETS:
@@ -150,7 +156,7 @@ def _compare_input(name: str, place: Path | None, sha256: str, found: _Findings)
     elif not place.is_file():
         found.impossible.append(f"the dataset: {name} is gone ({place})")
     elif cycle.sha256(place) != sha256:
-        buried = name not in _OF_THE_CODE and Night(place.parents[1]).erasures
+        buried = name not in _OF_NO_CYCLE and Night(place.parents[1]).erasures
         erased = " by an erasure" if buried else ""
         found.impossible.append(f"the dataset: {name} was changed{erased} since ({place})")
 

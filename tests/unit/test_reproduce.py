@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from tests.unit.test_curate import frozen, traffic
 from tests.unit.test_finetune import base, recipe_file, untouched_base
-from training import curate, cycle, finetune, reproduce
+from training import curate, cycle, finetune, gate_key, reproduce
 from training.__main__ import app
 from training.curation_rules import Rules
 
@@ -28,7 +28,7 @@ def night(cycles: Path, name: str, rows: list[dict[str, Any]], gguf: Path) -> Pa
     directory = frozen(cycles / name, rows)
     rules = cycles.parent / "curation.yaml"
     rules.write_text(yaml.safe_dump(RULES.model_dump(mode="json")))
-    curate.run(directory, rules)
+    curate.run(directory, rules, key_file=gate_key.of(cycles.parent / "var"))
     finetune.run(directory, gguf, cycles.parent / "var", recipe_file(cycles.parent, epochs=1))
     cycle.write_json(directory / "gate.json", {"verdict": "pass"})
     cycle.write_manifest(directory)
@@ -99,6 +99,13 @@ def test_the_adapter_is_made_again_from_the_dataset_where_the_snapshot_is_gone(s
     assert code == 4 and "snapshot is gone" in found["impossible"][0]
     assert found["compared"]["adapter/adapter_model.safetensors"]["same"]
     assert found["same"] is None
+
+
+def test_another_key_of_the_gate_is_named(second: Path) -> None:
+    (second.parents[1] / "var" / "gate.key").write_bytes(b"another one".ljust(32))
+    code, found, _ = reproduced(second, "--dataset-only")
+    assert (code, found["compared"]) == (4, {})
+    assert "gate_key was changed since" in found["impossible"][0]
 
 
 def test_an_earlier_night_that_was_changed_is_named(second: Path) -> None:

@@ -15,6 +15,11 @@ runner = CliRunner()
 CYCLE = "20260102T000000Z"
 
 
+@pytest.fixture(autouse=True)
+def state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AGENTLOOP_STATE_DIR", str(tmp_path / "state"))
+
+
 def test_curate_says_what_it_made(tmp_path: Path) -> None:
     directory = frozen(tmp_path / CYCLE, traffic(0, 60))
     done = runner.invoke(app, ["curate", "--cycle", str(directory)])
