@@ -64,16 +64,18 @@ def curate(
         ),
     ] = None,
     suites: Suites = None,
+    state_dir: StateDir = Path("var"),
     as_json: AsJson = False,
 ) -> None:
     """Make dataset/ of what callers demonstrated and accepted, and of the datasets before."""
     from training import curate as step
+    from training import gate_key
     from training.curation_rules import RULES
     from training.cycle import NOTHING_TO_DO
     from training.suites import CONFIG
 
     with explained(), progress("curating") as on_progress:
-        found = step.run(cycle, rules or RULES, suites or CONFIG, on_progress)
+        found = step.run(cycle, rules or RULES, suites or CONFIG, on_progress, gate_key.of(state_dir))
     excluded = ", ".join(f"{count} {reason}" for reason, count in found["excluded"].items() if count)
     say(
         found,
@@ -243,10 +245,6 @@ def gate(
 @app.command()
 def register(
     cycle: Cycle,
-    mark: Annotated[
-        Literal["champion", "champion_before"] | None,
-        typer.Option(help="Move the champion's mark to this cycle's version, or back to the one before."),
-    ] = None,
     mlflow_uri: MlflowUri = "",
     database_url: DatabaseUrl = "",
     wandb: Annotated[
@@ -270,10 +268,6 @@ def register(
 
     with explained():
         uri = step.database(mlflow_uri, database_url, state_dir)
-        if mark is not None:
-            moved = step.mark(cycle, uri, mark)
-            say({"moved": moved}, as_json, f"champion: {'moved' if moved else 'was there already'}.")
-            return
         place = Place(
             state_dir=state_dir.absolute(),
             cycles_dir=cycle.absolute().parent,

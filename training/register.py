@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from training import cycle, model_card
 
@@ -28,8 +28,6 @@ RECORD = "registry.json"
 CHAMPION, CANDIDATE = "champion", "candidate"
 EXPERIMENT = "nightly_loop"
 DATABASE = "mlflow"
-
-Mark = Literal["champion", "champion_before"]
 
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}
 """Read by MLflow when it is imported: it tells nobody."""
@@ -110,22 +108,33 @@ def run(directory: Path, uri: str, model_name: str, serving: str = "") -> dict[s
     return cycle.read_json(output)
 
 
-def mark(directory: Path, uri: str, which: Mark) -> bool:
-    """Move the champion's mark to this cycle's version, or back to the one before it; False if it was there.
+def mark(uri: str, serving: str, *, or_none: bool = False) -> bool:
+    """Put the champion's mark on the model version that serves; False if it was there.
+
+    Args:
+        uri: the registry's address.
+        serving: `<model>:<cycle id>`, which the route leads to.
+        or_none: where the registry does not have that version, as before the first night, or because it was
+            installed by hand, no version keeps the mark.
 
     Raises:
-        NotRegisteredError: if the cycle is not in the registry.
+        NotRegisteredError: if the registry does not have it, unless `or_none`.
         RegistryError: if the registry does not answer, or refuses.
     """
-    if not (directory / RECORD).is_file():
-        raise NotRegisteredError(
-            f"{directory.name} has no {RECORD}; run `python -m training register --cycle {directory}` first"
-        )
-    record = cycle.read_json(directory / RECORD)
-    name = record["registered_model"]
-    wanted = record["version"] if which == "champion" else record["champion_before_version"]
+    name = serving.partition(":")[0]
     with _registry(uri) as client:
-        return _mark(client, name, wanted)
+        known = bool(client.search_registered_models(f"name = '{name}'"))
+        found = _found(client, name, model_version=serving) if known else None
+        if found is not None:
+            return _mark(client, name, str(found.version))
+        if not or_none:
+            raise NotRegisteredError(
+                f"the registry does not have {serving}; run `python -m training register` for its cycle first"
+            )
+        if not known or CHAMPION not in client.get_registered_model(name).aliases:
+            return False
+        client.delete_registered_model_alias(name, CHAMPION)
+        return True
 
 
 def withdraw(uri: str, name: str, versions: Iterable[str], reason: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""`python -m training mlflow`: the cycles' runs and versions in MLflow's own pages."""
+"""The registry between the nights: its pages (`mlflow`), and the mark on what serves (`mark`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from training.cli_session import DatabaseUrl, MlflowUri, StateDir, explained
+from training.cli_session import AsJson, DatabaseUrl, MlflowUri, StateDir, explained, say
 
 app = typer.Typer()
 
@@ -31,3 +31,24 @@ def mlflow(
     environment = {**os.environ, **register.QUIET, "MLFLOW_BACKEND_STORE_URI": uri}
     words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execve(sys.executable, [sys.executable, *words, "--no-serve-artifacts"], environment)  # noqa: S606
+
+
+@app.command()
+def mark(
+    serving: Annotated[str, typer.Argument(help="The model version that the route leads to now.")],
+    or_none: Annotated[
+        bool,
+        typer.Option("--or-none", help="Where the registry does not have it, no version keeps the mark."),
+    ] = False,
+    mlflow_uri: MlflowUri = "",
+    database_url: DatabaseUrl = "",
+    state_dir: StateDir = Path("var"),
+    as_json: AsJson = False,
+) -> None:
+    """Put the champion's mark on what serves; rollouts and rollbacks call this."""
+    from training import register
+
+    with explained():
+        uri = register.database(mlflow_uri, database_url, state_dir)
+        moved = register.mark(uri, serving, or_none=or_none)
+    say({"moved": moved}, as_json, f"champion: {'moved' if moved else 'was there already'}.")

@@ -148,21 +148,21 @@ def test_the_champions_mark_moves_and_moves_back_and_a_second_time_is_no_change(
 ) -> None:
     directory = make(tmp_path / "cycles", until="gate")
     register.run(directory, uri, MODEL)
-    assert register.mark(directory, uri, "champion")
+    assert register.mark(uri, CANDIDATE["model_version"])
     assert aliases(uri) == {"champion": CANDIDATE["model_version"]}
-    assert not register.mark(directory, uri, "champion")
+    assert not register.mark(uri, CANDIDATE["model_version"])
     (directory / register.RECORD).touch()
     register.run(directory, uri, MODEL)
     assert aliases(uri) == {"champion": CANDIDATE["model_version"]}, "a rerun does not take the mark away"
-    assert register.mark(directory, uri, "champion_before")
+    assert register.mark(uri, BASE["model_version"])
     assert aliases(uri) == {"champion": BASE["model_version"]}
-    assert not register.mark(directory, uri, "champion_before")
+    assert not register.mark(uri, BASE["model_version"])
 
 
 def test_the_champion_of_the_next_cycle_is_the_version_of_the_last(uri: str, tmp_path: Path) -> None:
     first = make(tmp_path / "cycles", until="gate")
     former = register.run(first, uri, MODEL)
-    register.mark(first, uri, "champion")
+    register.mark(uri, CANDIDATE["model_version"])
     second = make(tmp_path / "later", until="gate").rename(tmp_path / "cycles" / "20260201T020000Z")
     gate = cycle.read_json(second / "gate.json")
     gate["champion"] = CANDIDATE
@@ -255,10 +255,18 @@ def test_the_command_asks_the_live_server_what_serves_and_says_so_if_it_does_not
     assert aliases(uri) == {"champion": CANDIDATE["model_version"]}
 
 
-def test_a_mark_needs_a_cycle_that_is_registered(uri: str, tmp_path: Path) -> None:
-    directory = make(tmp_path / "cycles", until="gate")
+def test_a_mark_needs_a_version_that_is_registered_unless_what_serves_is_no_nights(
+    uri: str, tmp_path: Path
+) -> None:
     with pytest.raises(register.NotRegisteredError, match="training register"):
-        register.mark(directory, uri, "champion")
+        register.mark(uri, CANDIDATE["model_version"])
+    assert not register.mark(uri, f"{MODEL}:by-hand", or_none=True), "there is no registry to speak of yet"
+    register.run(make(tmp_path / "cycles", until="gate"), uri, MODEL)
+    assert register.mark(uri, f"{MODEL}:by-hand", or_none=True)
+    assert aliases(uri) == {"candidate": CANDIDATE["model_version"]}, "nobody is called champion who is none"
+    assert not register.mark(uri, f"{MODEL}:by-hand", or_none=True)
+    assert register.mark(uri, BASE["model_version"], or_none=True)
+    assert aliases(uri)["champion"] == BASE["model_version"]
 
 
 def test_a_registry_that_does_not_answer_is_named(tmp_path: Path) -> None:
@@ -272,14 +280,15 @@ def test_the_command_registers_and_moves_the_mark(uri: str, tmp_path: Path) -> N
     directory = make(tmp_path / "cycles", until="gate")
     runner, options = CliRunner(), ["register", "--cycle", str(directory), "--mlflow-uri", uri]
     options += ["--server", "127.0.0.1:1"]
-    too_early = runner.invoke(app, [*options, "--mark", "champion"])
+    marking = ["mark", CANDIDATE["model_version"], "--mlflow-uri", uri]
+    too_early = runner.invoke(app, marking)
     assert (too_early.exit_code, "training register" in too_early.stderr) == (1, True)
     done = runner.invoke(app, [*options, "--json"])
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["version"] == "2"
-    assert "champion" in runner.invoke(app, [*options, "--mark", "champion"]).stdout
+    assert "champion: moved" in runner.invoke(app, marking).stdout
     assert aliases(uri) == {"champion": CANDIDATE["model_version"]}
-    assert "was there already" in runner.invoke(app, [*options, "--mark", "champion"]).stdout
+    assert json.loads(runner.invoke(app, [*marking, "--json"]).stdout) == {"moved": False}
 
 
 def test_the_registry_lies_where_it_is_told(tmp_path: Path) -> None:
@@ -321,7 +330,7 @@ from training import register
 uri = register.database("", "", Path(sys.argv[2]))
 assert register.database("", register._local(Path(sys.argv[2])), Path(".")) == uri
 record = register.run(Path(sys.argv[1]), uri, "gemma-3-270m")
-register.mark(Path(sys.argv[1]), uri, "champion")
+register.mark(uri, record["model_version"])
 print(record["tracking_uri_scheme"], record["version"], "tried", tried)
 """
 

@@ -81,7 +81,7 @@ def test_a_good_candidate_is_promoted_and_a_second_run_changes_nothing(here: Wor
     assert record["failed_requests"] == 0
     assert here.refused == []
     assert {each.name for each in here.on_loop(here.bench.engine.list_models())} == {CHAMPION, CANDIDATE}
-    assert here.marks == [f"register --cycle {here.cycle_dir} --mark champion"]
+    assert here.marks == [f"mark {CANDIDATE}"]
 
     second = here.play()
     assert (second.code, second.changed) == (0, 0), second.out
@@ -147,7 +147,7 @@ def test_a_rollout_that_is_killed_after_its_promotion_still_moves_the_mark(here:
     )
     played = here.play()
     assert (played.code, played.changed) == (0, 0), played.out
-    assert here.marks == [f"register --cycle {here.cycle_dir} --mark champion"]
+    assert here.marks == [f"mark {CANDIDATE}"]
     assert here.rollout["result"] == "promoted"
 
 
@@ -214,7 +214,7 @@ def test_the_former_champion_is_put_back_by_one_command(here: World) -> None:
     assert here.targets == UNTOUCHED
     assert here.rollout["result"] == "rolled_back"
     assert here.rollout["reason"] == f"{CHAMPION} was put back by hand"
-    assert here.marks == [f"register --cycle {here.cycle_dir} --mark champion_before"]
+    assert here.marks == [f"mark {CHAMPION} --or-none"]
     again = here.play("rollback")
     assert (again.code, again.changed) == (0, 0), again.out
 
@@ -232,3 +232,4 @@ def test_a_rollback_does_not_undo_what_a_later_cycle_brought_unless_told_what_to
     played = here.play("rollback", "-e", f"to={CHAMPION}", AGENTLOOP_CYCLE_DIR="")
     assert played.code == 0, played.out
     assert here.targets == UNTOUCHED
+    assert here.marks == [f"mark {CHAMPION} --or-none"]
