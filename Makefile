@@ -55,6 +55,9 @@ soak: install ollama spark ## what takes longer: the small cycle on Ollama
 demo: ## the whole loop, once: serve, log, learn, gate, roll out (ENGINE=embedded|ollama)
 	scripts/demo.sh $(ENGINE)
 
+learn: install ## seven nights on the leaderboard's traffic, then the sealed score, once; takes hours, goes on where it was ended
+	$(BIN)/python -m demo.learn $(ARGS)
+
 ollama: install ## find or build Ollama (cached outside the checkout)
 	scripts/ollama.sh
 
@@ -117,4 +120,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state

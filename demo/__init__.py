@@ -13,7 +13,8 @@ link, the end of its log, and what to do. Whatever was started ends with the dem
 State stays in `var/` and `cycles/`: the next demo serves the improved model from its start, asks further
 questions, and is a second cycle.
 
-Which file answers what: `conductor` the order of things, `serving` how the service comes up, `traffic` what
-is asked, `mishaps` what goes wrong on purpose, `tally` how it went, `night` the DAG's run, `figures` what
-demo.json holds, `table` how it looks, `processes` how programs start and end, `memory` what they take.
+Which file answers what: `conductor` the order of things, `stage` what it waits with, `serving` how the
+service comes up, `questions` and `traffic` what is asked, `mishaps` what goes wrong on purpose, `tally` how
+it went, `night` the DAG's run, `figures` what demo.json holds, `table` how it looks, `processes` how programs
+start and end, `memory` what they take.
 """

@@ -8,8 +8,9 @@ import shlex
 import signal
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -74,13 +75,13 @@ def demo(
         night=(night_python, NIGHT),
     )
     screen = Screen(started=float(os.environ.get("AGENTLOOP_DEMO_STARTED") or time.time()))
-    code = asyncio.run(_until_signal(plan, screen))
+    code = asyncio.run(until_signal(lambda screen: conduct(plan, screen), screen))
     raise typer.Exit(code)
 
 
-async def _until_signal(plan: Plan, screen: Screen) -> int:
-    """Conduct the demo; a signal ends it in good order. Its exit code."""
-    conducting = asyncio.create_task(conduct(plan, screen))
+async def until_signal(work: Callable[[Screen], Coroutine[Any, Any, Path]], screen: Screen) -> int:
+    """Do the work; a signal ends it in good order. The exit code."""
+    conducting = asyncio.create_task(work(screen))
     loop = asyncio.get_running_loop()
     signals: list[signal.Signals] = []
 

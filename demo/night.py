@@ -41,6 +41,7 @@ class Night:
     program: Program
     cycles_dir: Path
     earlier: frozenset[str]
+    command: str = "make demo"
 
     @property
     def cycle_dir(self) -> Path | None:
@@ -82,7 +83,8 @@ class Night:
             raise LinkError(
                 f"night, step {self.step}",
                 f"the DAG's run ended with exit code {code}{why}",
-                "see the log and, in dags/nightly_loop.py, what the step's page says; then `make demo` again",
+                "see the log and, in dags/nightly_loop.py, what the step's page says;"
+                f" then `{self.command}` again",
                 self.program.log,
             )
         if cycle_dir is not None and verdict(cycle_dir):
@@ -101,10 +103,11 @@ class Night:
 
 async def begin(plan: Plan, programs: Programs, serving: Serving) -> Night:
     """Start the DAG's run. It puts itself, and its steps, behind what serves."""
-    earlier = frozenset(path.name for path in plan.cycles_dir.iterdir()) if plan.cycles_dir.is_dir() else None
+    found = {path.name for path in plan.cycles_dir.iterdir()} if plan.cycles_dir.is_dir() else set()
+    settings = SHORT_NIGHT | dict(plan.night_settings)
     program = await programs.start(
         "night",
-        plan.night,
+        [*plan.night, *(("--cycle", plan.cycle_id) if plan.cycle_id else ())],
         plan.environment
         | {
             "AGENTLOOP_DATABASE_URL": serving.database_url,
@@ -112,10 +115,10 @@ async def begin(plan: Plan, programs: Programs, serving: Serving) -> Night:
             "AGENTLOOP_TOKEN": "",  # one that the caller's shell has would come before the file
             "AGENTLOOP_TOKEN_FILE": str(serving.operator_token_file),
             "AGENTLOOP_METRICS_URL": f"http://{serving.http_address}/metrics",
-            **{name: os.environ.get(name, value) for name, value in SHORT_NIGHT.items()},
+            **{name: os.environ.get(name, value) for name, value in settings.items()},
         },
     )
-    return Night(program, plan.cycles_dir, earlier or frozenset())
+    return Night(program, plan.cycles_dir, frozenset(found - {plan.cycle_id}), plan.command)
 
 
 def skipped(cycle_dir: Path) -> records.Step | None:

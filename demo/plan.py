@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -33,6 +34,11 @@ class Plan:
     install: tuple[str, ...] = ()
     server: tuple[str, ...] = (sys.executable, "-m", "grpc_server")
     night: tuple[str, ...] = (sys.executable, NIGHT)  # an interpreter with the night's needs, and a script
+    night_settings: Mapping[str, str] = field(
+        default_factory=dict
+    )  # more of them, or others than a short night's
+    cycle_id: str = ""  # to begin, or to go on with; empty: one of the night's own
+    command: str = "make demo"  # what to run again when a link has broken
     commanded_at: float = field(default_factory=time.time)
 
     @property

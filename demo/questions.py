@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from demo.failure import LinkError
-from training.bfcl import DataNotInstalledError, Item, traffic
+from demo.traffic import Asked
+from training.bfcl import DataNotInstalledError, traffic
 
-FILE = "asked.json"
+FILE = "asked"
+
+
+def _forgotten(item_id: str) -> None:
+    """Nobody keeps what was asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Questions:
-    """The items of one demo; `new`: how many of them were never asked before."""
+    """What one day asks. `new`: how many of it were never asked before it.
 
-    items: tuple[Item, ...]
+    `slowly` is asked, again and again, while the night runs (`items`, where it is empty); `shown` is told of
+    each item whose answer was shown to the service.
+    """
+
+    items: tuple[Asked, ...]
     new: int
+    slowly: tuple[Asked, ...] = ()
+    shown: Callable[[str], None] = field(default=_forgotten, compare=False)
 
 
 def choose(private_dir: Path, count: int) -> Questions:
@@ -27,28 +38,36 @@ def choose(private_dir: Path, count: int) -> Questions:
     Raises:
         LinkError: if the package that holds them is not installed.
     """
-    try:
-        every = traffic()
-    except DataNotInstalledError as error:
-        raise LinkError("questions", str(error), "run `make demo`, which installs it") from error
-    asked = already_asked(private_dir)
+    path = private_dir / FILE
+    every = playable()
+    asked = already_asked(path)
     fresh = [item for item in every if item.id not in asked][:count]
     again = [item for item in every if item.id in asked][: count - len(fresh)]
-    return Questions((*fresh, *again), new=len(fresh))
+    return Questions((*fresh, *again), new=len(fresh), shown=partial(remember, path))
 
 
-def remember(private_dir: Path, items: Sequence[Item]) -> None:
-    """Keep that these were asked."""
-    asked = sorted(already_asked(private_dir) | {item.id for item in items})
-    private_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    partial = private_dir / f"{FILE}.partial"
-    partial.write_text(json.dumps({"asked": asked}), encoding="utf-8")
-    partial.replace(private_dir / FILE)
+def playable() -> Sequence[Asked]:
+    """Every item that traffic may play.
 
-
-def already_asked(private_dir: Path) -> set[str]:
-    """Ids of the items that earlier demos asked."""
+    Raises:
+        LinkError: if the package that holds them is not installed.
+    """
     try:
-        return set(json.loads((private_dir / FILE).read_text(encoding="utf-8"))["asked"])
+        return traffic()
+    except DataNotInstalledError as error:
+        raise LinkError("questions", str(error), "run `make demo`, which installs it") from error
+
+
+def remember(path: Path, item_id: str) -> None:
+    """Keep that an item was asked, and its answer shown."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{item_id}\n")
+
+
+def already_asked(path: Path) -> set[str]:
+    """Ids of the items that are kept there; of a line that a kill cut off nothing is known."""
+    try:
+        return set(path.read_text(encoding="utf-8").split("\n")[:-1])
     except FileNotFoundError:
         return set()

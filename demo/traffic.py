@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 import grpc.aio
 
@@ -18,7 +19,7 @@ from agentloop.errors import AgentLoopError, DeadlineExceeded, ResourceExhausted
 from agentloop.types import ChatEvent, Message, Sampling, Started, TextDelta, Tool, ToolCall
 from demo import mishaps
 from demo.tally import Kind, Outcome, Tally
-from training.bfcl import Item
+from grpc_server.domain import types as domain
 
 SERVICES = ("travel-desk", "finance-bot", "support-tool")
 MAX_TOKENS = 64
@@ -30,6 +31,26 @@ MISHAP_EVERY = 10
 _TOO_LATE = (DeadlineExceeded, ResourceExhausted)
 """A busy server refuses at once what it could not answer in time."""
 _MISHAPS: tuple[Kind, ...] = ("cancelled", "timed out", "malformed")
+
+
+class Asked(Protocol):
+    """A question with the answer that it should have: an item of the leaderboard."""
+
+    @property
+    def id(self) -> str:
+        """Its own, of all."""
+
+    @property
+    def messages(self) -> Sequence[domain.Message]:
+        """What is said."""
+
+    @property
+    def tools(self) -> Sequence[domain.Tool]:
+        """What may be called."""
+
+    @property
+    def answer(self) -> domain.Message:
+        """What is shown as feedback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +80,25 @@ class Player:
     """Plays items for the services in turn, and keeps the tally.
 
     `run_id` begins the session ids, one session a request: each question is a conversation of its own.
+    `shown` is told of each item whose answer was shown.
     """
 
-    def __init__(self, services: Sequence[Service], tally: Tally, run_id: str) -> None:
+    def __init__(
+        self,
+        services: Sequence[Service],
+        tally: Tally,
+        run_id: str,
+        shown: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.tally = tally
+        self._shown = shown
         self.in_flight = 0
         self._services = itertools.cycle(services)
         self._run_id = run_id
         self._numbers = itertools.count(1)
         self._malformed = mishaps.in_turn()
 
-    async def play(self, items: Sequence[Item], *, seconds: float, in_flight: int) -> None:
+    async def play(self, items: Sequence[Asked], *, seconds: float, in_flight: int) -> None:
         """Ask each item once, evenly over `seconds`, with mishaps between; at most `in_flight` at once.
 
         A server that is slower than that is not overrun: it takes longer instead.
@@ -88,7 +117,7 @@ class Player:
             for _ in range(in_flight):
                 group.create_task(worker())
 
-    async def trickle(self, items: Sequence[Item], pace: Callable[[], float], stop: asyncio.Event) -> None:
+    async def trickle(self, items: Sequence[Asked], pace: Callable[[], float], stop: asyncio.Event) -> None:
         """Ask the items again and again, one every `pace()` seconds, until `stop`; wait for the last answers.
 
         These answers get no feedback, as most in life. Where the machine is slower than that, none is asked
@@ -103,7 +132,7 @@ class Player:
                 if stop.is_set():
                     return
 
-    def _jobs(self, items: Sequence[Item]) -> Iterator[Callable[[], Awaitable[object]]]:
+    def _jobs(self, items: Sequence[Asked]) -> Iterator[Callable[[], Awaitable[object]]]:
         kinds = itertools.cycle(_MISHAPS)
         for number, item in enumerate(items, start=1):
             yield partial(self.ask, item)
@@ -111,7 +140,7 @@ class Player:
                 yield partial(self._go_wrong, next(kinds), item)
 
     async def ask(
-        self, item: Item, *, feedback: bool = True, on_event: Callable[[ChatEvent], None] | None = None
+        self, item: Asked, *, feedback: bool = True, on_event: Callable[[ChatEvent], None] | None = None
     ) -> Outcome:
         """One request that is meant to be answered, and the published answer as feedback on it."""
         service = next(self._services)
@@ -125,7 +154,7 @@ class Player:
         self.tally.add(outcome)
         return outcome
 
-    async def _go_wrong(self, kind: Kind, item: Item) -> None:
+    async def _go_wrong(self, kind: Kind, item: Asked) -> None:
         service = next(self._services)
         if kind == "malformed":
             malformed = next(self._malformed)
@@ -141,7 +170,7 @@ class Player:
         self,
         kind: Kind,
         service: Service,
-        item: Item,
+        item: Asked,
         timeout_s: float,
         *,
         cancel: bool = False,
@@ -180,13 +209,9 @@ class Player:
         measured = ttft_ms if kind == "request" else None
         return Outcome(kind, service.name, status, True, inference_id, model_version, measured)
 
-    async def _feed_back(self, service: Service, item: Item, outcome: Outcome) -> Outcome:
-        call = item.demonstration
+    async def _feed_back(self, service: Service, item: Asked, outcome: Outcome) -> Outcome:
         try:
-            await service.client.submit_feedback(
-                outcome.inference_id,
-                demonstration=Message("assistant", tool_calls=(ToolCall(call.name, call.arguments),)),
-            )
+            await service.client.submit_feedback(outcome.inference_id, demonstration=answer(item))
         except AgentLoopError as error:
             status = error.code.name if isinstance(error, RpcError) else "INCOMPLETE"
             return Outcome(
@@ -200,14 +225,21 @@ class Player:
                 f"its feedback: {error}",
             )
         self.tally.feedbacks += 1
+        self._shown(item.id)
         return outcome
 
 
-def messages(item: Item) -> list[Message]:
+def messages(item: Asked) -> list[Message]:
     """The item's question, for the client."""
     return [Message(turn.role.value, turn.content) for turn in item.messages]
 
 
-def tools(item: Item) -> list[Tool]:
+def answer(item: Asked) -> Message:
+    """The item's right answer, for the client."""
+    calls = tuple(ToolCall(call.name, call.arguments) for call in item.answer.tool_calls)
+    return Message("assistant", item.answer.content, tool_calls=calls)
+
+
+def tools(item: Asked) -> list[Tool]:
     """The item's functions, for the client."""
     return [Tool(tool.name, tool.description, tool.parameters) for tool in item.tools]

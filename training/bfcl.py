@@ -6,7 +6,7 @@ An item is a question, the functions offered for it, and the calls that the lead
 |---------------------------------------------------------------|----------------------------------------|
 | `simple_python` 0-199, `multiple`, `live_simple`, `live_multiple` | traffic, and so training           |
 | `simple_python` 200-299; what `bfcl_calls` reads              | evaluation                             |
-| `simple_python` 300-399                                       | sealed: nothing here parses them       |
+| `simple_python` 300-399                                       | sealed: `sealed` scores them, once     |
 
 Traffic leaves out every item that shares a question or a function with `simple_python` 200-399; their ids
 are in `data/barred.json`, which `python -m training.data.make_barred` makes.
@@ -103,6 +103,11 @@ class Item:
         return ToolCall(self.function, arguments)
 
     @property
+    def answer(self) -> Message:
+        """What a caller shows: the demonstration, as a turn of the model."""
+        return Message(Role.ASSISTANT, tool_calls=(self.demonstration,))
+
+    @property
     def prompt_characters(self) -> int:
         """Length of the rendered prompt."""
         return len(render(self.messages, self.tools))
@@ -196,26 +201,36 @@ def data_folder() -> Path:
     return Path(found.submodule_search_locations[0]) / "data"
 
 
-def read_lines(category: str, numbers: range | None) -> Iterator[str]:
+def read_lines(category: str, numbers: range | None, *, unsealed: bool = False) -> Iterator[str]:
     """The question lines of a category whose item number is in `numbers` (None: all).
 
-    Lines of other numbers are dropped unparsed.
+    Lines of other numbers are dropped unparsed, and so are the sealed ones unless they are `unsealed`, which
+    is for two modules alone (a test looks): `sealed`, which scores them, and `data.make_barred`.
     """
-    return _lines(data_folder() / f"BFCL_v4_{category}.json", numbers)
+    return _lines(data_folder() / f"BFCL_v4_{category}.json", numbers, unsealed=unsealed)
 
 
-def _lines(path: Path, numbers: range | None) -> Iterator[str]:
+def _lines(path: Path, numbers: range | None, *, unsealed: bool) -> Iterator[str]:
     with path.open(encoding="utf-8") as lines:
         for line in lines:
             found = _ID.match(line)
-            if found and (numbers is None or int(found[2]) in numbers):
+            if not found or not (numbers is None or int(found[2]) in numbers):
+                continue
+            if unsealed or found[1] != "simple_python" or int(found[2]) not in SEALED:
                 yield line
 
 
-def read_answers(category: str, numbers: range | None) -> dict[str, Sequence[Mapping[str, JsonObject]]]:
-    """By item id the calls that a category accepts, of the items whose number is in `numbers`."""
+def read_answers(
+    category: str, numbers: range | None, *, unsealed: bool = False
+) -> dict[str, Sequence[Mapping[str, JsonObject]]]:
+    """By item id the calls that a category accepts, of the items whose number is in `numbers`.
+
+    For `unsealed` see `read_lines`.
+    """
     path = data_folder() / "possible_answer" / f"BFCL_v4_{category}.json"
-    return {row["id"]: row["ground_truth"] for row in map(json.loads, _lines(path, numbers))}
+    return {
+        row["id"]: row["ground_truth"] for row in map(json.loads, _lines(path, numbers, unsealed=unsealed))
+    }
 
 
 def _read(category: str, numbers: range | None) -> list[Item]:

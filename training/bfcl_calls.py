@@ -1,4 +1,7 @@
-"""The leaderboard's categories whose answer is several calls, or none: asked in evaluation, never trained on.
+"""The leaderboard's categories whose answer is several calls, or none.
+
+All are asked in evaluation; only `live_irrelevance` is traffic too, in `make learn`, which evaluates on
+`irrelevance`.
 
 | category                                                           | right is                            |
 |--------------------------------------------------------------------|-------------------------------------|
@@ -28,6 +31,9 @@ Category = Literal[
 ]
 CATEGORIES: tuple[str, ...] = get_args(Category)
 
+NO_CALL = "None of the functions offered fits this."
+"""What a caller shows where none fits. Always the same: the gate compares words."""
+
 
 @dataclass(frozen=True, slots=True)
 class CallsItem:
@@ -38,6 +44,17 @@ class CallsItem:
     tools: tuple[Tool, ...]
     accepted: tuple[bfcl.Item, ...]
     calls: Literal["accepted", "none", "any"]
+
+    @property
+    def answer(self) -> Message:
+        """What a caller shows where no function fits: that in words.
+
+        Raises:
+            ValueError: if the right answer is another, which is not one turn.
+        """
+        if self.calls != "none":
+            raise ValueError(f"{self.id} is answered by calls, not in words")
+        return Message(Role.ASSISTANT, NO_CALL)
 
 
 def items(category: str) -> list[CallsItem]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from training.gate_rules import Check, LengthShare, NotInferior, Ratio, Rules, Superior
+from training.gate_rules import Check, LengthShare, NotInferior, Ratio, RightShare, Rules, Superior
 from training.statistics import PairedDifference, items_needed, paired_difference, wilson
 
 Row = Mapping[str, Any]
@@ -25,6 +25,8 @@ def checked(
         numbers = _ratio(check, measured)
     elif isinstance(check, LengthShare):
         numbers = _share_cut(check, suites.get(check.suite, ()), rules.level)
+    elif isinstance(check, RightShare):
+        numbers = _share_right(check, suites.get(check.suite, ()), rules.level)
     else:
         numbers = _paired(check, _told_apart(check, suites, best, champion), rules)
     return {
@@ -138,6 +140,28 @@ def _share_cut(check: LengthShare, rows: Sequence[Row], level: float) -> dict[st
     }
 
 
+def _share_right(check: RightShare, rows: Sequence[Row], level: float) -> dict[str, Any]:
+    base = {
+        "rule": f"share of the candidate's answers that are right at least {check.at_least:g}",
+        "short": False,
+    }
+    found = _by_item(rows, "candidate").values()
+    if len(found) < check.minimum_items:
+        return base | _too_few(len(found), check)
+    right, champion = _right(found), _by_item(rows, "champion").values()
+    share, interval = right / len(found), wilson(right, len(found), level)
+    return base | {
+        "n": len(found),
+        "champion": _right(champion) / len(champion) if champion else None,
+        "candidate": share,
+        "ci_low": interval.low,
+        "ci_high": interval.high,
+        "holds": share >= check.at_least,
+        "refuted": interval.high < check.at_least,
+        "detail": f"{right} of {len(found)} answers are right ({check.at_least:.0%} must be)",
+    }
+
+
 def _by_item(rows: Sequence[Row], subject: str) -> dict[str, Row]:
     return {row["item_id"]: row for row in rows if row["subject"] == subject}
 
@@ -146,7 +170,11 @@ def _cut(rows: Any) -> int:
     return sum(row["finish_reason"] == "length" for row in rows)
 
 
-def _too_few(n: int, check: Superior | NotInferior | LengthShare) -> dict[str, Any]:
+def _right(rows: Any) -> int:
+    return sum(row["correct"] for row in rows)
+
+
+def _too_few(n: int, check: Superior | NotInferior | LengthShare | RightShare) -> dict[str, Any]:
     return {
         "n": n,
         "short": True,

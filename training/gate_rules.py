@@ -52,6 +52,16 @@ class LengthShare(_Check):
     bound: float = Field(ge=0, le=1)
 
 
+class RightShare(_Check):
+    """A guard: at least `at_least` of the candidate's answers are right, whatever the champion's are.
+
+    For what the untouched base does right by doing nothing: it calls no tool where none fits, and none else.
+    """
+
+    rule: Literal["right_share"]
+    at_least: float = Field(ge=0, le=1)
+
+
 class Ratio(_Data):
     """A guard: a figure of the candidate over the same of `against` is from `at_least` to `at_most`."""
 
@@ -64,7 +74,7 @@ class Ratio(_Data):
     blocking: bool = True
 
 
-Check = Superior | NotInferior | LengthShare | Ratio
+Check = Superior | NotInferior | LengthShare | RightShare | Ratio
 
 
 class ErrorBudget(_Data):

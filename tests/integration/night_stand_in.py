@@ -4,12 +4,15 @@ night_stand_in.py VERDICT     a cycle with that verdict, made from the live serv
 night_stand_in.py fail        ends with exit code 3 in the midst of it
 night_stand_in.py skip        ends well at curation, as when there is too little to learn
 night_stand_in.py kill        kills the server
+
+Of a cycle with `--cycle ID`; what an earlier run left of that is made anew.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -24,8 +27,10 @@ from tests.integration import night_by_hand
 from training import cycle
 
 
-def main(how: str) -> int:
-    cycle_dir = Path(os.environ["AGENTLOOP_CYCLES_DIR"]) / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+def main(how: str, cycle_id: str = "") -> int:
+    cycle_id = cycle_id or f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    cycle_dir = Path(os.environ["AGENTLOOP_CYCLES_DIR"]) / cycle_id
+    shutil.rmtree(cycle_dir, ignore_errors=True)
 
     def change(name: str, **other: Any) -> None:
         cycle.write_json(cycle_dir / name, cycle.read_json(cycle_dir / name) | other)
@@ -60,4 +65,4 @@ def main(how: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(*(each for each in sys.argv[1:] if each != "--cycle")))

@@ -155,7 +155,8 @@ def test_a_mishap_is_no_request_but_fails_if_it_ends_as_it_should_not() -> None:
 
 def test_each_demo_asks_what_no_earlier_one_asked_shorter_prompts_first(tmp_path: Path) -> None:
     first = questions.choose(tmp_path, 5)
-    questions.remember(tmp_path, first.items)
+    for item in first.items:
+        first.shown(item.id)
     second = questions.choose(tmp_path, 5)
     expected = traffic()
     assert [*first.items, *second.items] == expected[:10]
@@ -164,10 +165,11 @@ def test_each_demo_asks_what_no_earlier_one_asked_shorter_prompts_first(tmp_path
 
 def test_when_all_was_asked_it_is_asked_again_and_is_not_new(tmp_path: Path) -> None:
     every = traffic()
-    questions.remember(tmp_path, every[1:])
+    for item in every[1:]:
+        questions.remember(tmp_path / questions.FILE, item.id)
     last = questions.choose(tmp_path, 3)
     assert (last.items, last.new) == ((every[0], every[1], every[2]), 1)
-    questions.remember(tmp_path, last.items)
+    last.shown(every[0].id)
     assert questions.choose(tmp_path, 3) == questions.Questions(tuple(every[:3]), new=0)
 
 

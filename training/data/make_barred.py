@@ -2,9 +2,10 @@
 
 Run: python -m training.data.make_barred
 
-The one place that compares with the sealed items. It holds their questions and functions in memory while it
-compares, and writes or prints only the ids of other items, counts, and SHA-256 fingerprints of the questions
-and function names: by these `training.curate` bars what came from elsewhere than this leaderboard's files.
+The one place that compares with the sealed items, which `training.sealed` scores. It holds their questions
+and functions in memory while it compares, and writes or prints only the ids of other items, counts, and
+SHA-256 fingerprints of the questions and function names: by these `training.curate` bars what came from
+elsewhere than this leaderboard's files.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def barred(
 
 def main(target: Path = bfcl.BARRED_FILE) -> None:
     """Write `target`, and print the counts."""
-    held_out = [json.loads(line) for line in bfcl.read_lines("simple_python", HELD_OUT)]
+    held_out = [json.loads(line) for line in bfcl.read_lines("simple_python", HELD_OUT, unsealed=True)]
     questions = frozenset(normalised(row["question"]) for row in held_out)
     functions = frozenset(offered["name"] for row in held_out for offered in row["function"])
     ids: list[str] = []
