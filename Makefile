@@ -48,8 +48,9 @@ test: install ollama ## unit and integration tests on real parts, and a small cy
 	$(BIN)/python -m pytest -m "not soak" -n 2 --no-loadscope-reorder --max-worker-restart 0 --durations 40 \
 		--durations-min 3 --cov --cov-report term:skip-covered --cov-fail-under 90 $(TESTS)
 
-soak: install ollama spark ## what takes longer: the small cycle on Ollama
+soak: install ollama spark ## what takes longer: the small cycle on Ollama, playbooks on real hosts
 	scripts/debian.sh iproute2
+	scripts/base_image.sh
 	$(BIN)/python -m pytest -m soak
 
 demo: ## the whole loop, once: serve, log, learn, gate, roll out (ENGINE=embedded|ollama)
