@@ -13,6 +13,7 @@ import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from grpc_server.http.access import MAX_BODY_BYTES
 from grpc_server.settings import split_address
@@ -59,6 +60,23 @@ class _Punctual(H11Protocol):
             self.transport.abort()
 
 
+class _Answering(WebSocketsSansIOProtocol):
+    """Sends the refusal of a handshake that cannot be read; uvicorn would leave its caller waiting.
+
+    A header, or the path, may have 8 KiB (431, 414); what is no handshake at all gets 400.
+    """
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated and not self.close_sent:
+            self.handshake_complete = self.close_sent = True
+            self.transport.write(b"".join(self.conn.data_to_send()) or _NO_HANDSHAKE)
+            self.transport.close()
+
+
+_NO_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
 class _Quiet(uvicorn.Server):
     """Uvicorn without its signal handlers: the whole server's shutdown has one order."""
 
@@ -81,7 +99,7 @@ async def listening(app: FastAPI, address: str, tls: ssl.SSLContext | None = Non
     config = uvicorn.Config(
         app,
         http=_Punctual,  # h11, which bounds a request's head; the other parser that uvicorn has does not
-        ws="websockets-sansio",
+        ws=_Answering,
         ws_max_size=MAX_BODY_BYTES,
         ws_per_message_deflate=False,
         log_config=None,

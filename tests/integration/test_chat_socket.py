@@ -210,3 +210,25 @@ async def test_sockets_beyond_the_limit_are_refused(tmp_path: Path, monkeypatch:
             async with connected(bench):
                 pass
     assert caught.value.response.status_code == 429
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("", {"x-deadline-seconds": "1" * 9000}, 431),
+        ("", {f"x-{number}": "" for number in range(150)}, 431),
+        ("?" + "a" * 9000, {}, 414),
+    ],
+)
+async def test_a_handshake_that_is_too_large_is_answered(
+    tmp_path: Path, path: str, headers: dict[str, str], status: int
+) -> None:
+    async with Bench().run(tmp_path) as bench:
+        assert bench.running is not None
+        url = f"ws://{bench.running.http_address}/v1/chat/ws{path}"
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(url, additional_headers=headers, proxy=None, open_timeout=20)
+        assert caught.value.response.status_code == status
+        async with connected(bench) as socket:
+            await socket.send(json.dumps(REQUEST))
+            assert (await events(socket))[-1]["type"] == "completed"
