@@ -21,7 +21,6 @@ GROUPS = {
 # So that neither process is left alone with something long at the end: `make test` prints the slowest tests.
 LONGEST_FIRST = (
     "test_nothing_leaves",
-    "test_masked_end_of_turn",
     "test_rollout",
     "engines",
     "test_night",

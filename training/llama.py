@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from training.base import OFFLINE
@@ -18,6 +19,8 @@ _MEAN_KLD = re.compile(r"Mean\s+KLD:\s*(-?\d+\.\d+)")
 _SAME_TOP = re.compile(r"Same top p:\s*(\d+\.\d+)")
 _PERPLEXITY = re.compile(r"Final estimate: PPL = (\d+\.\d+)")
 _TOO_SHORT = "you need at least"
+_NO_CHUNK_BYTES = 64  # of a file of distributions that has none
+_ATTEMPTS = 8
 _SPEED = ("-p", 64, "-n", 32, "-r", 2)
 
 
@@ -47,12 +50,15 @@ def importance(unquantized: Path, text: str, scratch: Path) -> Path | None:
     text_file.write_text(text, encoding="utf-8")
     options = ("--ctx-size", _CONTEXT_TOKENS, "--no-ppl", "--parse-special")
     command = (tool("llama-imatrix"), "-m", unquantized, "-f", text_file, "-o", matrix, *options)
-    try:
-        run_program(*command)
-    except LlamaError as error:
-        if _TOO_SHORT in str(error):
-            return None
-        raise
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            run_program(*command)
+            break
+        except LlamaError as error:
+            if _TOO_SHORT in str(error):
+                return None
+            if "failed" in str(error) or not attempts_left:  # else its last lines, which tell, are lost
+                raise
     return matrix if matrix.is_file() else None
 
 
@@ -70,15 +76,14 @@ def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> 
     text_file.write_text(text, encoding="utf-8")
     common = ("--ctx-size", _CONTEXT_TOKENS, "--chunks", _CHUNKS, "--kl-divergence-base", logits)
     perplexity = tool("llama-perplexity")
-    if not logits.is_file() and _TOO_SHORT in run_program(
-        perplexity, "-m", unquantized, "-f", text_file, *common
-    ):
+    if not logits.is_file():
+        run_program(perplexity, "-m", unquantized, "-f", text_file, *common)
+    if not logits.is_file() or logits.stat().st_size < _NO_CHUNK_BYTES:
+        logits.unlink(missing_ok=True)
         return {"kl_divergence": None, "same_top_share": None}
-    said = run_program(perplexity, "-m", quantized, "--kl-divergence", *common)
-    mean, top = _MEAN_KLD.search(said), _SAME_TOP.search(said)
-    if mean is None or top is None:
-        raise LlamaError(f"llama-perplexity did not say the KL divergence: {said[-500:]}")
-    return {"kl_divergence": float(mean[1]), "same_top_share": round(float(top[1]) / 100, 5)}
+    command = (perplexity, "-m", quantized, "--kl-divergence", *common)
+    mean, top = _figures("the KL divergence", (_MEAN_KLD, _SAME_TOP), *command)
+    return {"kl_divergence": float(mean), "same_top_share": round(float(top) / 100, 5)}
 
 
 def perplexity(gguf: Path, text_file: Path) -> float:
@@ -87,11 +92,24 @@ def perplexity(gguf: Path, text_file: Path) -> float:
     Raises:
         LlamaError: if llama-perplexity fails, or does not say it.
     """
-    said = run_program(tool("llama-perplexity"), "-m", gguf, "-f", text_file, "--ctx-size", _CONTEXT_TOKENS)
-    found = _PERPLEXITY.search(said)
-    if found is None:
-        raise LlamaError(f"llama-perplexity did not say the perplexity: {said[-500:]}")
-    return float(found[1])
+    command = (tool("llama-perplexity"), "-m", gguf, "-f", text_file, "--ctx-size", _CONTEXT_TOKENS)
+    (found,) = _figures("the perplexity", (_PERPLEXITY,), *command)
+    return float(found)
+
+
+def _figures(what: str, patterns: Sequence[re.Pattern[str]], *command: object) -> list[str]:
+    """What llama-perplexity says of each pattern.
+
+    A thread of its own writes what it says, and it does not wait for that when it ends: on a busy machine the
+    last lines, which are the figures, may be lost (its common/log.cpp says so). Then it is run again.
+    """
+    said = ""
+    for _ in range(_ATTEMPTS):
+        said = run_program(*command)
+        found = [each.search(said) for each in patterns]
+        if all(found):
+            return [each[1] for each in found if each]
+    raise LlamaError(f"llama-perplexity did not say {what} {_ATTEMPTS} times: {said[-500:]}")
 
 
 def speed(gguf: Path) -> dict[str, float]:

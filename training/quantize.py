@@ -79,8 +79,8 @@ def run(
     Returns what quantize.json holds: type, size_bytes, sha256, kl_divergence (mean, nats a token) and
     same_top_share (of tokens whose likeliest successor stayed the same) against the unquantized model,
     importance_matrix (whether there was one), and the same of every type that was `tried`. With
-    `every_type` all types are tried, with and without an importance matrix, and their speeds measured: a
-    table to choose by.
+    `every_type` all types are tried, with and without an importance matrix, and their speeds measured, as
+    are size and speed of the `unquantized` model: a table to choose by.
 
     Raises:
         FileNotFoundError: if the cycle has no adapter.
@@ -144,11 +144,15 @@ class _Work:
         taken = next((each for each in tried if self.config.faithful(each)), None)
         if taken is None:
             raise QuantizeError(self._unfaithful(tried))
+        whole: dict[str, Any] = {}
+        if every_type:
+            size = self.unquantized.stat().st_size
+            whole = {"unquantized": {"size_bytes": size, **llama.speed(self.unquantized)}}
         # The former record must not speak of the new file.
         (self.directory / RECORD).unlink(missing_ok=True)
         with cycle.new_file(self.directory / GGUF) as building:
             self._file(taken).replace(building)
-        return {**taken, "sha256": cycle.sha256(self.directory / GGUF), "tried": tried}
+        return {**taken, **whole, "sha256": cycle.sha256(self.directory / GGUF), "tried": tried}
 
     def _until_faithful(self) -> Iterator[dict[str, Any]]:
         """What each type cost, from small to large; the last is the first that is faithful."""

@@ -15,6 +15,8 @@ import pytest
 
 from tests.coverage_files import untraced
 from tests.integration.conftest_engine import ollama_binary
+from tests.tiny_gguf import described_alike
+from training.cycle import sha256
 
 HOME = Path(__file__).resolve().parents[2]
 SMALL = Path(__file__).parent / "small"
@@ -152,6 +154,9 @@ def test_the_whole_loop_closes_and_nothing_of_it_tries_to_leave(
     assert figures["examples_kept"] >= 32
     assert figures["loss_last"] < figures["loss_first"]
     assert 150 < figures["gguf_mb"] < 350
+    described_alike(cycle_dir / "model.gguf", base_gguf)
+    assert read(cycle_dir / "quantize.json")["sha256"] == sha256(cycle_dir / "model.gguf")
+    assert not list(cycle_dir.glob(".quantize*"))
     for subject in ("base_constrained", "champion", "candidate"):
         low, high = figures[f"{subject}_accuracy_ci"]
         assert 0 <= low <= figures[f"{subject}_accuracy"] <= high <= 1

@@ -171,7 +171,7 @@ def cut(answers: list[Answer]) -> int:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(2400)
 def test_a_candidate_that_cannot_stop_is_rolled_back_by_its_own_figures_while_the_champion_serves(
     base_gguf: Path, places: Callable[[str], Path], cluster: Callable[[Path], Path], tmp_path: Path

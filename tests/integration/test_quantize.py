@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from gguf import GGUFReader
 from typer.testing import CliRunner
 
+from tests.tiny_gguf import described_alike, tiny_gguf
 from training import base, cycle, llama, measures, quantize
 from training.__main__ import app
 from training.subjects import Subject
@@ -55,7 +55,7 @@ def adapter(directory: Path, folder: Path, deviation: float) -> None:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "down_proj"]))
     for name, weights in adapted.named_parameters():
         if "lora_B" in name:
@@ -63,11 +63,12 @@ def adapter(directory: Path, folder: Path, deviation: float) -> None:
     adapted.save_pretrained(directory / "adapter")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(900)
 def test_base_and_adapter_become_one_gguf_with_the_bases_tokenizer_and_a_small_divergence(
     night: Path, base_gguf: Path, with_importance: Path
 ) -> None:
+    """With an importance matrix; without one the small cycle end to end does the same in `make test`."""
     state = base_gguf.parents[1]
     adapter(night, base.hugging_face_folder(base_gguf, state), 0.002)
     made = quantize.run(night, base_gguf, state, with_importance)
@@ -78,12 +79,7 @@ def test_base_and_adapter_become_one_gguf_with_the_bases_tokenizer_and_a_small_d
     assert made["importance_matrix"], "40 examples are enough for one"
     assert 0 <= made["kl_divergence"] <= quantize.read_config().most_divergence
     assert made["same_top_share"] > 0.9
-    ours, theirs = GGUFReader(night / "model.gguf"), GGUFReader(base_gguf)
-    for name in (name for name in theirs.fields if name.startswith("tokenizer.")):
-        assert ours.fields[name].contents() == theirs.fields[name].contents(), name
-    assert {tensor.name: tuple(tensor.shape) for tensor in ours.tensors} == {
-        tensor.name: tuple(tensor.shape) for tensor in theirs.tensors
-    }
+    described_alike(night / "model.gguf", base_gguf)
     assert [path.name for path in night.iterdir() if path.name.startswith(".quantize")] == []
 
     written = (night / "model.gguf").stat().st_mtime_ns
@@ -94,19 +90,48 @@ def test_base_and_adapter_become_one_gguf_with_the_bases_tokenizer_and_a_small_d
     assert (night / "model.gguf").stat().st_mtime_ns == written
 
 
-def test_a_model_does_not_diverge_from_itself(night: Path, base_gguf: Path, tmp_path: Path) -> None:
-    cost = llama.divergence(base_gguf, base_gguf, quantize.sample_text(night, 0, 12_000), tmp_path)
+def test_llamas_own_programs_weigh_quantize_and_measure_a_model(tmp_path: Path) -> None:
+    unquantized, smaller = tiny_gguf(tmp_path / "tiny.gguf"), tmp_path / "smaller.gguf"
+    text = "the weather in " * 100
+    matrix = llama.importance(unquantized, text, tmp_path)
+    assert matrix is not None and matrix.stat().st_size > 0
+    llama.quantize(unquantized, smaller, "Q8_0", matrix)
+    described_alike(smaller, unquantized)
+    assert smaller.stat().st_size < unquantized.stat().st_size
+    cost = llama.divergence(unquantized, smaller, text, tmp_path)
+    assert cost["kl_divergence"] is not None and cost["same_top_share"] is not None
+    assert -1e-4 <= cost["kl_divergence"] < 0.02 and cost["same_top_share"] > 0.9
+
+
+def test_a_model_does_not_diverge_from_itself(tmp_path: Path) -> None:
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    cost = llama.divergence(model, model, "the weather in " * 100, tmp_path)
     assert cost["kl_divergence"] == pytest.approx(0, abs=1e-4)
     assert cost["same_top_share"] == pytest.approx(1, abs=0.01)
 
 
-def test_too_little_text_measures_nothing_rather_than_something_wrong(
-    base_gguf: Path, tmp_path: Path
+def test_too_little_text_measures_nothing_rather_than_something_wrong(tmp_path: Path) -> None:
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    for _ in range(2):
+        assert llama.divergence(model, model, "Too short.", tmp_path) == {
+            "kl_divergence": None,
+            "same_top_share": None,
+        }
+
+
+def test_figures_that_were_lost_as_a_program_ended_are_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert llama.divergence(base_gguf, base_gguf, "Too short.", tmp_path) == {
-        "kl_divergence": None,
-        "same_top_share": None,
-    }
+    said = iter(["perplexity: 0.9 seconds per pass", "Final estimate: PPL = 12.5 +/- 0.1"])
+    monkeypatch.setattr(llama, "run_program", lambda *command, errors=True: next(said))
+    assert llama.perplexity(tmp_path / "a.gguf", measures.TEXT) == 12.5
+
+    def ended(*command: object, errors: bool = True) -> str:
+        raise llama.LlamaError("llama-imatrix ended with 1: " + next(why))
+
+    why = iter(["", "compute_imatrix: you need at least 512 tokens"])
+    monkeypatch.setattr(llama, "run_program", ended)
+    assert llama.importance(tmp_path / "a.gguf", "Too short.", tmp_path) is None
 
 
 def test_a_program_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
@@ -208,14 +233,21 @@ def test_the_table_has_every_type_with_and_without_importance_and_the_same_choic
     assert tools.asked == list(costs)
     assert made["type"] == "Q5_K_M" and made["importance_matrix"]
     assert all(each["decode_tokens_per_s"] == 45.0 for each in made["tried"])
+    assert made["unquantized"] == {
+        "size_bytes": len(b"bf16"),
+        "prefill_tokens_per_s": 400.0,
+        "decode_tokens_per_s": 45.0,
+    }
 
 
 def test_without_importance_the_types_are_tried_as_they_are(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools = Tools({"Q4_K_M": 0.01}, monkeypatch)
-    quantize.run(trained, trained / "base.gguf", trained)
+    made = quantize.run(trained, trained / "base.gguf", trained)
     assert tools.asked == ["Q4_K_M"]
+    assert quantize.run(trained, trained / "base.gguf", trained) == made
+    assert tools.asked == ["Q4_K_M"], "what is there of the same inputs is not made again"
 
 
 def test_where_no_type_is_faithful_none_is_written_and_each_ones_cost_is_told(
@@ -227,8 +259,8 @@ def test_where_no_type_is_faithful_none_is_written_and_each_ones_cost_is_told(
     assert not (trained / "model.gguf").exists()
 
 
-def test_text_too_short_for_an_importance_matrix_has_none(base_gguf: Path, tmp_path: Path) -> None:
-    assert llama.importance(base_gguf, "Too short.", tmp_path) is None
+def test_text_too_short_for_an_importance_matrix_has_none(tmp_path: Path) -> None:
+    assert llama.importance(tiny_gguf(tmp_path / "tiny.gguf"), "Too short.", tmp_path) is None
 
 
 def test_a_base_that_is_not_there_or_not_a_gguf_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -304,7 +336,8 @@ def test_a_program_that_does_not_say_its_figure_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(llama, "run_program", lambda *command, errors=True: "nothing of note")
-    with pytest.raises(llama.LlamaError, match="did not say the perplexity: nothing of note"):
+    with pytest.raises(llama.LlamaError, match="did not say the perplexity 8 times: nothing of note"):
         llama.perplexity(tmp_path / "a.gguf", measures.TEXT)
+    (tmp_path / "logits").write_bytes(bytes(100))
     with pytest.raises(llama.LlamaError, match="did not say the KL divergence"):
         llama.divergence(tmp_path / "a.gguf", tmp_path / "b.gguf", "text", tmp_path)
