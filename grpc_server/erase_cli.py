@@ -1,4 +1,4 @@
-"""`python -m grpc_server erase`: a caller's or a session's words, out of the log and of every cycle.
+"""`python -m grpc_server erase`: what a caller, a session or one inference said, out of log and cycles.
 
 Straight on the database and the files, not a call of the server: it must work while the server is down, it
 takes minutes, and it needs rights (to delete, to write cycles) that a server which callers reach should lack.
@@ -37,21 +37,29 @@ app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
 def erase(
     caller: Annotated[str, typer.Option(help="Whose words go: the name that the log shows.")] = "",
     session: Annotated[str, typer.Option(help="The session whose words go.")] = "",
+    inference: Annotated[
+        UUID | None, typer.Option(help="The inference that goes, with all feedback on it.")
+    ] = None,
     by: Annotated[str, typer.Option(help="Who asks for it; default: the user who runs this.")] = "",
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Erase what a caller or a session said: rows, spool, snapshots, datasets. Safe to run again."""
-    if bool(caller) == bool(session):
-        fail("name either --caller or --session", USAGE)
-    kind: rows.Kind = "caller" if caller else "session"
+    """Erase what a caller, a session or one inference said: rows, spool, snapshots, datasets.
+
+    Safe to run again. What others said stays, in the same words too.
+    """
+    given: dict[rows.Kind, str] = {
+        "caller": caller,
+        "session": session,
+        "inference": str(inference) if inference else "",
+    }
+    named = [(kind, name) for kind, name in given.items() if name]
+    if len(named) != 1:
+        fail("name one of --caller, --session and --inference", USAGE)
+    ((kind, name),) = named
     by = by or operator()
     with told(), database() as (settings, dsn):
-        record = (
-            _would(settings, dsn, kind, caller or session, by)
-            if dry_run
-            else _erased(settings, dsn, kind, caller or session, by)
-        )
+        record = (_would if dry_run else _erased)(settings, dsn, kind, name, by)
     typer.echo(json.dumps(record, indent=2, sort_keys=True) if as_json else _words(record))
 
 

@@ -304,6 +304,7 @@ def erase(
     by: Annotated[str, typer.Option(help="Who asked for it.")],
     caller: Annotated[str, typer.Option(help="Whose words go.")] = "",
     session: Annotated[str, typer.Option(help="The session whose words go.")] = "",
+    inference: Annotated[str, typer.Option(help="The inference that goes.")] = "",
     ids: Annotated[
         Path | None,
         typer.Option(
@@ -314,12 +315,15 @@ def erase(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; tell what would go.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take a caller's, or a session's, words out of every cycle. `python -m grpc_server erase` runs this."""
+    """Take what a caller, a session or one inference said out of every cycle.
+
+    `python -m grpc_server erase` runs this.
+    """
     from training import asking, replay
     from training import erase as step
 
     with explained():
-        erasure = step.Erasure(erasure_id, step.Subject(caller, session), by)
+        erasure = step.Erasure(erasure_id, step.Subject(caller, session, inference), by)
         known = ids.read_text(encoding="ascii").split() if ids else ()
         found = step.run(cycles, erasure, known, dry_run=dry_run)
         if not dry_run and any("evaluated" in one["counts"] for one in found["cycles"]):

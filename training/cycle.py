@@ -38,6 +38,8 @@ from typing import Any
 
 import psutil
 
+from training.unlearn_lock import refuse_while_unlearning
+
 NOTHING_TO_DO = 99
 """Exit code of a step that has nothing to do: Airflow skips what follows."""
 
@@ -234,6 +236,7 @@ def step(
 
     Raises:
         StepRunningError: if another process is in the same step of this cycle.
+        BusyError: if something is unlearned among these cycles.
     """
     notes = cycle / _STEPS
     notes.mkdir(parents=True, exist_ok=True)
@@ -244,6 +247,7 @@ def step(
             raise StepRunningError(
                 f"{name} of {cycle.name} is running in another process; wait for it"
             ) from None
+        refuse_while_unlearning(cycle.resolve().parent)
         for output in (*(cycle / each for each in outputs), notes / f"{name}.json"):
             discard_unfinished(output)
         started, clock = datetime.now(UTC), monotonic()

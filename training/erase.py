@@ -1,4 +1,4 @@
-"""Takes what a caller, or a session, said out of every cycle: snapshots, datasets, evaluations, pages.
+"""Takes what a caller, a session or one inference said out of every cycle: snapshots, datasets, pages.
 
 `python -m grpc_server erase` runs it, after the rows of the log. In each cycle the tombstone comes first
 (`erasures` of manifest.json: what goes, with the ids of examples, which lead nowhere any more, when, by whom;
@@ -35,24 +35,25 @@ Line = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whose words go: one of the two is set."""
+    """Whose words go: one of the three is set."""
 
     caller: str = ""
     session: str = ""
+    inference: str = ""
 
     def __post_init__(self) -> None:
-        if bool(self.caller) == bool(self.session):
-            raise ValueError("name either a caller or a session, not both and not neither")
+        if sum(map(bool, (self.caller, self.session, self.inference))) != 1:
+            raise ValueError("name one of a caller, a session and an inference, no more and no less")
+
+    @property
+    def kind(self) -> str:
+        """Which of the three."""
+        return "caller" if self.caller else "session" if self.session else "inference"
 
     def row(self, row: Line) -> bool:
-        """Whether a snapshot's row is theirs."""
-        return bool(row["caller"] == self.caller if self.caller else row["session_id"] == self.session)
-
-    def line(self, line: Line) -> bool:
-        """Whether a dataset's line is theirs, as far as it says so itself."""
-        return bool(
-            line.get("caller") == self.caller if self.caller else line.get("session_id") == self.session
-        )
+        """Whether a row of a snapshot, or a line of a dataset as far as it says so itself, is theirs."""
+        column = "inference_id" if self.inference else "caller" if self.caller else "session_id"
+        return bool(row.get(column) == (self.inference or self.caller or self.session))
 
     def feedback(self, said: Line) -> bool:
         """Whether feedback is theirs."""
@@ -107,7 +108,7 @@ def _taught(found: Iterable[Path], subject: Subject, ids: Iterable[str]) -> froz
     found = list(found)
     lines = [line for each in found for name in _LINES for line in _read(each / name)]
     known = {str(line["inference_id"]) for line in lines}
-    hit = {str(one["inference_id"]) for one in lines if subject.line(one)}
+    hit = {str(one["inference_id"]) for one in lines if subject.row(one)}
     hit |= known.intersection(ids)
     for each in found:
         for row in _rows(each):
@@ -181,7 +182,7 @@ def _bury(directory: Path, erasure: Erasure, plan: Mapping[str, Any]) -> None:
     counts = Counter(before.get("counts", {})) | Counter(plan["counts"])  # the greater of the two
     tombstone = {
         "id": erasure.id,
-        "kind": "caller" if erasure.subject.caller else "session",
+        "kind": erasure.subject.kind,
         "at": before.get("at", erasure.at),
         "by": before.get("by", erasure.by),
         "cycle_id": directory.name,

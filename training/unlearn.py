@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -30,6 +30,9 @@ from agentloop.lineage import PARTS, rows
 from agentloop.night import Night, cycles_in
 from agentloop.sync_client import Client
 from training import card, cycle
+
+if TYPE_CHECKING:
+    from training.subjects import Place
 
 HOME = Path(__file__).resolve().parents[1]
 RULES = Path(__file__).parent / "configs" / "gate-unlearn.yaml"
@@ -259,6 +262,22 @@ def page(found: Mapping[str, Any]) -> str:
     return environment.get_template(f"{PAGE}.j2").render(found=found)
 
 
+def settings(place: Place, mlflow_uri: str, database_url: str) -> dict[str, str]:
+    """What the steps must know, by the names of their environment: where all is, and how to reach it."""
+    found = {
+        "AGENTLOOP_CYCLES_DIR": place.cycles_dir,
+        "AGENTLOOP_STATE_DIR": place.state_dir,
+        "AGENTLOOP_BASE_GGUF": place.base_gguf,
+        "AGENTLOOP_MODEL_NAME": place.model_name,
+        "AGENTLOOP_SERVER": place.server,
+        "AGENTLOOP_TOKEN": place.token,
+        "AGENTLOOP_TOKEN_FILE": place.token_file and place.token_file.absolute(),
+        "AGENTLOOP_MLFLOW_URI": mlflow_uri,
+        "AGENTLOOP_DATABASE_URL": database_url,
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
 def commanded(command: Sequence[str]) -> None:
     """Run a command in the checkout, its output where ours goes.
 
@@ -273,7 +292,7 @@ def commanded(command: Sequence[str]) -> None:
 
 
 def erased(kind: str, name: str, by: str) -> str:
-    """Erase a caller's, or a session's, words everywhere; return the erasure's id.
+    """Erase what a caller, a session or an inference (`kind`) said, everywhere; return the erasure's id.
 
     Raises:
         StepFailedError: if the erasure was not finished.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
+from uuid import UUID
 
 import typer
 
@@ -30,6 +32,9 @@ app = typer.Typer()
 def unlearn(
     caller: Annotated[str, typer.Option(help="Erase what this caller said, and forget it.")] = "",
     session: Annotated[str, typer.Option(help="Erase what was said in this session, and forget it.")] = "",
+    inference: Annotated[
+        UUID | None, typer.Option(help="Erase this one inference with its feedback, and forget it.")
+    ] = None,
     erasure: Annotated[
         str, typer.Option(help="Forget what this erasure took: its id. Goes on with what was begun.")
     ] = "",
@@ -59,12 +64,14 @@ def unlearn(
     Needs the live server, with a token of the scope admin. Exit codes: 0 complete, 1 failed (run again with
     --erasure: it goes on), 2 usage, 3 not complete: unlearn.json and unlearn.html of the new cycle say why.
     """
-    if sum(map(bool, (caller, session, erasure))) != 1:
-        end("name one of --caller, --session and --erasure", 2)
+    one = "" if inference is None else str(inference)
+    if sum(map(bool, (caller, session, one, erasure))) != 1:
+        end("name one of --caller, --session, --inference and --erasure", 2)
     from agentloop.sync_client import Client
     from training import register, report
     from training import unlearn as step
     from training.subjects import Place, address
+    from training.unlearn_lock import alone
 
     place = Place(
         state_dir=state_dir.absolute(),
@@ -75,9 +82,11 @@ def unlearn(
         token=token,
         token_file=token_file,
     )
-    with explained():
-        kind = "caller" if caller else "session"
-        asked, erasure = erasure, erasure or step.erased(kind, caller or session, by)
+    # The steps are commands, and read what this one was told where options are not: in the environment.
+    os.environ.update(step.settings(place, mlflow_uri, database_url))
+    with explained(), alone(place.cycles_dir):
+        kind = "caller" if caller else "session" if session else "inference"
+        asked, erasure = erasure, erasure or step.erased(kind, caller or session or one, by)
         typer.echo(f"erasure {erasure}", err=True)
         gone = step.forgotten(place.cycles_dir, erasure)
         if asked and not gone.ids:

@@ -33,7 +33,10 @@ class _Erasure:
             return False
         if self.kind == "caller":
             return digest_of(self.salt, record.caller) == self.digest
-        return isinstance(record, InferenceStarted) and digest_of(self.salt, record.session_id) == self.digest
+        if not isinstance(record, InferenceStarted):
+            return False
+        name = record.session_id if self.kind == "session" else str(record.id)
+        return digest_of(self.salt, name) == self.digest
 
 
 def digest_of(salt: bytes, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""Takes a caller's, or a session's, rows out of the log: inferences, feedback, dead letters.
+"""Takes a caller's or a session's rows, or one inference, out of the log, with feedback and dead letters.
 
 Every step can be done twice, so an erasure that was killed is taken up by the next call for the same name.
 Rows go by the thousand, in the order of their key, each slice with the note of which they were; nobody waits
@@ -30,7 +30,8 @@ SLICE_ROWS = 1000
 LOCK_SECONDS = 10
 _NOBODY = UUID(int=0)
 
-Kind = Literal["caller", "session"]
+Kind = Literal["caller", "session", "inference"]
+_COLUMNS = {"caller": "caller", "session": "session_id", "inference": "id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class Erasure:
     @property
     def column(self) -> str:
         """The column of `inference` that has the name."""
-        return "caller" if self.kind == "caller" else "session_id"
+        return _COLUMNS[self.kind]
 
 
 @contextmanager
@@ -115,7 +116,7 @@ def taught(connection: Connection, erasure: Erasure | None, kind: Kind, name: st
             yield row[0]
         if erasure is not None:
             return
-    column = "caller" if kind == "caller" else "session_id"
+    column = _COLUMNS[kind]
     with connection.transaction(), connection.cursor(name="theirs") as cursor:
         cursor.execute(
             f"SELECT id FROM inference WHERE {column} = %s UNION ALL "  # noqa: S608

@@ -214,6 +214,23 @@ def test_one_session_goes_alone(place: Place) -> None:
     assert "b4" in ids
 
 
+def test_one_inference_goes_alone_with_all_feedback_on_it(place: Place) -> None:
+    would = run("--inference", str(place.corrected).upper(), "--dry-run")
+    told = run("--inference", str(place.corrected))
+    assert told["rows"] == would["rows"] == {"dead_letter": 0, "feedback": 2, "inference": 1}
+    assert [one["cycle_id"] for one in told["cycles"]] == [FIRST, SECOND]
+    with psycopg.connect(place.dsn) as connection:
+        assert connection.execute("SELECT count(*) FROM inference").fetchone() == (25,)
+        assert connection.execute("SELECT kind FROM erasure").fetchall() == [("inference",)]
+    (tombstone,) = json.loads((place.first / "manifest.json").read_text())["erasures"]
+    assert tombstone["kind"] == "inference"
+    assert {one for ids in tombstone["ids"].values() for one in ids} == {str(place.corrected)}
+    left = [
+        row["inference_id"] for row in pq.read_table(place.first / "snapshot/inferences.parquet").to_pylist()
+    ]
+    assert len(left) == 24 and str(place.corrected) not in left
+
+
 @pytest.mark.parametrize("step", ["_rewrite_lines", "_rewrite_snapshot", "_retell"])
 def test_an_attempt_that_was_killed_is_finished_by_the_next(
     place: Place, monkeypatch: pytest.MonkeyPatch, step: str
@@ -284,7 +301,11 @@ async def test_what_a_spool_still_has_is_dropped_as_it_arrives(
         await spool.append(record)
     late = make.feedback(others.id, caller="bank", comment=SECRET)
     await spool.append(late)
+    single = make.started()
+    for record in (single, make.ended(single.id), make.feedback(single.id, comment=SECRET)):
+        await spool.append(record)
     with rows.erasing(dsn) as connection:
+        rows.finish(connection, rows.begin(connection, "inference", str(single.id), "me"), "me", {})
         erasure = rows.begin(connection, "caller", "bank", "me")
         counts = rows.erase_rows(connection, erasure)
         rows.finish(connection, erasure, "me", counts)
@@ -391,5 +412,5 @@ def test_what_cannot_be_done_is_told_in_words(
         rows.erasing(postgres.dsn("postgres")) as connection,
     ):
         rows.begin(connection, "caller", "bank", "me")
-    with pytest.raises(ValueError, match="either a caller or a session"):
+    with pytest.raises(ValueError, match="one of a caller, a session and an inference"):
         erase.Subject()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from training import curate, cycle, register, report, subjects, unlearn
 from training.__main__ import app
 from training.best_ever import Version
 from training.gate_rules import read_rules
+from training.unlearn_lock import BusyError, alone
 
 FIRST, SECOND = "20260130T020000Z", "20260131T020000Z"
 ERASURE = "0197f2a0-0000-4000-8000-000000000001"
@@ -121,6 +123,7 @@ def night(cycles: Path, name: str, train: Sequence[str], *, erased: bool, result
     cycle.write_json(directory / "rollout.json", {"result": result})
     tombstone = {"id": ERASURE, "ids": {"train": [GONE], "gate": []}, "learned_by": NAME + name}
     cycle.write_json(directory / "manifest.json", {"erasures": [tombstone] if erased else []})
+    (directory / "report.html").write_text("the night has ended")
 
 
 @pytest.fixture
@@ -144,6 +147,7 @@ def run(
     monkeypatch.setattr("agentloop.sync_client.Client", lambda *_, **__: steps.server)
     monkeypatch.setattr(register, "withdraw", lambda *_: [])
     monkeypatch.setattr(register, "database", lambda *_: "sqlite://")
+    monkeypatch.setattr(os, "environ", dict(os.environ))
     options = ["--cycles", str(cycles), "--state-dir", str(place / "var"), "--server", "x", "--json"]
     options += ["--base-gguf", str(place / "base.gguf"), *(["--erasure", erasure] if erasure else [])]
     done = CliRunner().invoke(app, ["unlearn", *options, *more])
@@ -276,6 +280,84 @@ def test_an_alias_that_still_leads_to_a_version_or_a_server_away_is_told(server:
     ]
     server.away = True
     assert "not removed" in unlearn.withdraw([NAME + SECOND], server)[NAME + SECOND]  # type: ignore[arg-type]
+
+
+def test_one_inference_is_forgotten_as_a_caller_is(
+    cycles: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def erased(*words: str) -> str:
+        asked.append(words)
+        return ERASURE
+
+    monkeypatch.setattr(unlearn, "erased", erased)
+    code, found = run(cycles, monkeypatch, Steps(server), "--inference", ERASURE.upper(), erasure="")
+    assert (code, found["complete"]) == (0, True), found
+    assert asked == [("inference", ERASURE, "")]
+    assert run(cycles, monkeypatch, Steps(server), "--inference", "no id", erasure="")[0] == 2
+    assert run(cycles, monkeypatch, Steps(server), "--inference", ERASURE)[0] == 2
+
+
+def test_the_steps_are_told_what_the_command_was_told(tmp_path: Path) -> None:
+    place = subjects.Place(
+        tmp_path / "var", tmp_path / "cycles", tmp_path / "b.gguf", server="host:1", token_file=Path("t")
+    )
+    told = unlearn.settings(place, "", "postgresql://db")
+    assert told == {
+        "AGENTLOOP_CYCLES_DIR": str(tmp_path / "cycles"),
+        "AGENTLOOP_STATE_DIR": str(tmp_path / "var"),
+        "AGENTLOOP_BASE_GGUF": str(tmp_path / "b.gguf"),
+        "AGENTLOOP_MODEL_NAME": "gemma-3-270m",
+        "AGENTLOOP_SERVER": "host:1",
+        "AGENTLOOP_TOKEN_FILE": str(Path("t").absolute()),
+        "AGENTLOOP_DATABASE_URL": "postgresql://db",
+    }
+
+
+def test_of_two_unlearnings_the_second_is_told_who_is_at_work(
+    cycles: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = Steps(server)
+    with alone(cycles):
+        code, said = run(cycles, monkeypatch, steps)
+    assert code == 1 and f"an unlearning, process {os.getpid()} on " in said["said"]
+    assert steps.ran == []
+    assert run(cycles, monkeypatch, steps)[0] == 0, "what ended holds nothing"
+
+
+def test_while_something_is_unlearned_a_night_does_not_learn_but_the_unlearnings_own_steps_run(
+    cycles: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night = cycles / "20260201T020000Z"
+    with alone(cycles):
+        with cycle.step(night, "finetune"):
+            pass
+        with monkeypatch.context() as elsewhere:
+            elsewhere.delenv("AGENTLOOP_UNLEARNING")  # as in the processes of a night
+            busy = pytest.raises(BusyError, match=r"an unlearning, process \d+ on .* is at work; wait for it")
+            with busy, cycle.step(night, "curate"):
+                raise AssertionError("it began")
+    assert "AGENTLOOP_UNLEARNING" not in os.environ
+    assert cycle.read_json(night / "steps" / "finetune.json")["outcome"] == "done"
+    assert not (night / "steps" / "curate.json").exists()
+    with cycle.step(night, "curate"):
+        pass
+
+
+def test_beside_a_night_that_has_not_ended_nothing_is_unlearned(
+    cycles: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, night = Steps(server), cycles / "20260201T020000Z"
+    with cycle.step(night, "finetune"):
+        code, said = run(cycles, monkeypatch, steps)
+    assert code == 1 and "finetune of 20260201T020000Z is running" in said["said"]
+    code, said = run(cycles, monkeypatch, steps)
+    assert code == 1 and "the night 20260201T020000Z has not ended" in said["said"]
+    assert f"python -m training report --cycle {night}" in said["said"]
+    assert steps.ran == [] and not list(cycles.glob("*/unlearn.json"))
+    (night / "report.html").write_text("over")
+    assert run(cycles, monkeypatch, steps)[0] == 0
 
 
 def test_what_no_model_learned_needs_no_training(
