@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 
 from benchmarks import poison
@@ -77,13 +78,23 @@ def attacked(items: Sequence[bfcl.Item], name: str) -> Result:
     clean = night.clean(items)
     attack = poison.ATTACKS[name](night, items)
     honest = [*clean, *attack.others]
-    without = _prompts(curate(honest, frozenset(), _NOTHING_BARRED, Dataset(), rules()).dataset)
+    without = _learned(honest) if attack.others else _learned_of_clean(len(items))
     learned = curate([*honest, *attack.poison], frozenset(), _NOTHING_BARRED, Dataset(), rules()).dataset
     requests = {str(row["inference_id"]): row["request_json"] for row in attack.poison}
     hostile = [line for line in learned.train if line["inference_id"] in requests]
     passed = {requests[line["inference_id"]] for line in hostile}
     lost = without - (_prompts(learned) - {line["prompt"] for line in hostile})
     return Result(len(passed) / len(set(requests.values())), len(lost) / len(without))
+
+
+def _learned(rows: Sequence[poison.Row]) -> set[str]:
+    return _prompts(curate(rows, frozenset(), _NOTHING_BARRED, Dataset(), rules()).dataset)
+
+
+@lru_cache(maxsize=1)
+def _learned_of_clean(items: int) -> set[str]:
+    """The prompts that are learned where nobody attacks: the same for most of the attacks."""
+    return _learned(poison.Night().clean(bfcl.traffic()[:items]))
 
 
 def _prompts(dataset: Dataset) -> set[str]:

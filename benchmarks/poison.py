@@ -46,10 +46,10 @@ class Attack:
 
 
 class Night:
-    """Rows of a night, with ids in the order in which they are made."""
+    """Rows of a night, with ids in the order in which they are made, from `first` on."""
 
-    def __init__(self) -> None:
-        self._ids = count(1)
+    def __init__(self, first: int = 1) -> None:
+        self._ids = count(first)
 
     def row(
         self, request: ChatRequest, shown: Message | None, caller: str, session: str = "", **other: Any
@@ -97,9 +97,14 @@ def asked(item: Item, before: str = "", after: str = "", *tools: Tool) -> ChatRe
     return ChatRequest((*first, said), tools=(*item.tools, *tools))
 
 
+_answers: dict[str, Message] = {}
+
+
 def answer(item: Item) -> Message:
-    """What the leaderboard accepts."""
-    return Message(Role.ASSISTANT, tool_calls=(item.demonstration,))
+    """What the leaderboard accepts; found once an item, as that takes longer than curating it."""
+    if item.id not in _answers:
+        _answers[item.id] = Message(Role.ASSISTANT, tool_calls=(item.demonstration,))
+    return _answers[item.id]
 
 
 def gift(value: int = 50) -> Message:
