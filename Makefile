@@ -37,6 +37,7 @@ lint: install ## ruff, mypy --strict, import rules, buf, ansible-lint
 	cd protos && ../$(BIN)/buf lint
 	scripts/buf_breaking.sh
 	scripts/proto.sh --check
+	$(BIN)/python -m scripts.dashboards --check
 	cd infra/ansible && ANSIBLE_HOME="$$PWD/../../var/ansible" ../../$(BIN)/ansible-lint --offline
 
 format: install ## rewrite the code as ruff wants it
@@ -105,6 +106,9 @@ spark: .venv/spark ## add Spark, for validation past one machine (AGENTLOOP_VALI
 proto: install ## generate agentloop/v1 from protos/
 	scripts/proto.sh
 
+dashboards: install ## make Grafana's dashboards of infra/grafana/dashboards.yaml
+	$(BIN)/python -m scripts.dashboards
+
 BENCHMARKS = AGENTLOOP_OLLAMA_BIN="$$(scripts/ollama.sh | tail -1)" $(BIN)/python -m benchmarks
 bench: install ollama $(BASE) ## run every benchmark and render docs/benchmarks.md (make bench-NAME: one)
 	$(BENCHMARKS)
@@ -121,4 +125,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto bench ci clean clean-state
+.PHONY: help install lint format test soak demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards bench ci clean clean-state

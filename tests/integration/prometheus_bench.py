@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 import socket
 import subprocess
@@ -22,6 +23,7 @@ SECONDS = 60.0
 _BRACES_OR_COMPARISON = re.compile(r"\{[^}]*\}|(==|!=|<=|>=|<|>)")
 _LABELS = re.compile(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)")
 _SELECTOR = re.compile(r"(?<![\w.:])([a-zA-Z_:][\w:]*)(\s*\{[^}]*\})?(?!\w)(?!\s*\()")
+_LABEL_VALUES = re.compile(r"label_values\((.*), \w+\)")
 _WORDS = {"and", "or", "unless", "bool", "offset"}
 
 
@@ -30,6 +32,17 @@ def rules() -> list[dict[str, Any]]:
     files: list[str] = yaml.safe_load((RULES / "prometheus.yml").read_text())["rule_files"]
     groups = [group for file in files for group in yaml.safe_load((RULES / file).read_text())["groups"]]
     return [rule for group in groups for rule in group["rules"]]
+
+
+def dashboard_queries() -> list[str]:
+    """What the committed dashboards ask, their variables filled in; what fills a variable, too."""
+    asked: list[str] = []
+    for file in sorted((ROOT / "infra" / "grafana" / "dashboards").glob("*.json")):
+        dashboard = json.loads(file.read_text())
+        asked += [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+        filling = [str(variable.get("query", "")) for variable in dashboard["templating"]["list"]]
+        asked += [found[1] for text in filling for found in [_LABEL_VALUES.fullmatch(text)] if found]
+    return [query.replace("$__rate_interval", "1m").replace("$instance", ".*") for query in asked]
 
 
 def unfiltered(query: str) -> str:

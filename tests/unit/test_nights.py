@@ -45,8 +45,6 @@ def shown(folder: Path) -> dict[tuple[str, tuple[str, ...]], float]:
 def test_a_night_that_went_through_is_told_with_its_figures(tmp_path: Path) -> None:
     directory = ended(night_by_hand.make(tmp_path))
     cycle.write_json(directory / "gate.json", gate() | {"decided_at": "2026-01-31T02:15:00"})
-    training = cycle.read_json(directory / "adapter" / "finetune.json")
-    cycle.write_json(directory / "adapter" / "finetune.json", training | {"tokens_per_s": 231.5})
     figures = shown(tmp_path)
     assert figures["agentloop_night_ended_timestamp_seconds", ()] == ENDED.timestamp()
     assert figures["agentloop_night_judged_timestamp_seconds", ()] == ENDED.timestamp() - 300
