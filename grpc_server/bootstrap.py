@@ -48,6 +48,7 @@ from grpc_server.drain import Drain
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.night_figures import NightFigures
+from grpc_server.quotas import Quotas
 from grpc_server.settings import Settings, alias_names, ollama_urls
 from grpc_server.transports import Running, listen, refuse_plaintext
 from grpc_server.uninterrupted import uninterrupted
@@ -141,6 +142,7 @@ async def service(
                 memory_floor=settings.memory_floor,
                 tracer=tracer,
             ),
+            quotas=Quotas(servers=settings.quota_servers),
             elsewhere=elsewhere,
             server_id=settings.server_id,
             default_deadline_seconds=settings.default_deadline_seconds,

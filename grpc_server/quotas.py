@@ -101,12 +101,18 @@ class Quotas:
     Args:
         monotonic: seconds; a step back is taken for no step.
         max_callers: for how many callers use is kept. Of more, the new ones are refused.
+        servers: how many share what a caller may use; an equal part holds here, rounded down, at least 1.
     """
 
     def __init__(
-        self, *, monotonic: Callable[[], float] = time.monotonic, max_callers: int = MAX_CALLERS
+        self,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        max_callers: int = MAX_CALLERS,
+        servers: int = 1,
     ) -> None:
         self._monotonic = monotonic
+        self._servers = servers
         self._max_callers = max_callers
         self._latest = float("-inf")
         self._uses: OrderedDict[str, _Use] = OrderedDict()  # whose last request is longest ago, first
@@ -130,9 +136,9 @@ class Quotas:
         now = self._now()
         second = math.floor(now)
         use = self._use(caller.key_id, second)
-        _check_streams(caller, use)
-        _check(caller, "requests_per_minute", limits.requests_per_minute, use.requests, 1, now)
-        _check(caller, "tokens_per_minute", limits.tokens_per_minute, use.tokens, tokens, now)
+        self._check_streams(caller, use)
+        self._check(caller, "requests_per_minute", limits.requests_per_minute, use.requests, 1, now)
+        self._check(caller, "tokens_per_minute", limits.tokens_per_minute, use.tokens, tokens, now)
         use.streams += 1
         use.requests.add(second, 1)
         use.tokens.add(second, tokens)
@@ -170,32 +176,42 @@ class Quotas:
         use.idle(second)
         return use
 
+    def _part(self, limit: int) -> int:
+        """What of a caller's limit holds here."""
+        return max(min(limit, 1), limit // self._servers)
 
-def _check_streams(caller: Caller, use: _Use) -> None:
-    limit = caller.limits.concurrent_streams
-    if limit is not None and use.streams >= limit:
+    def _told(self, limit: int) -> str:
+        if self._servers == 1:
+            return str(limit)
+        return f"{limit}, of which {self._part(limit)} on each of {self._servers} servers"
+
+    def _check_streams(self, caller: Caller, use: _Use) -> None:
+        limit = caller.limits.concurrent_streams
+        if limit is not None and use.streams >= self._part(limit):
+            raise Exhausted(
+                f"concurrent_streams of this caller is {self._told(limit)}, and as many run; try again when"
+                " one has ended",
+                retry_after_seconds=STREAM_SECONDS,
+                subject=f"caller:{caller.name}",
+            )
+
+    def _check(
+        self, caller: Caller, name: str, limit: int | None, window: Window, amount: int, now: float
+    ) -> None:
+        if limit is None or window.total + amount <= self._part(limit):
+            return
+        subject, here = f"caller:{caller.name}", self._part(limit)
+        if amount > here:
+            raise Exhausted(
+                f"this request may use {amount} tokens, and {name} of this caller is {self._told(limit)};"
+                " shorten the prompt, or lower max_tokens",
+                retry_after_seconds=None,
+                subject=subject,
+            )
+        seconds = window.free_at(here - amount) - now
         raise Exhausted(
-            f"concurrent_streams of this caller is {limit}, and as many run; try again when one has ended",
-            retry_after_seconds=STREAM_SECONDS,
-            subject=f"caller:{caller.name}",
-        )
-
-
-def _check(caller: Caller, name: str, limit: int | None, window: Window, amount: int, now: float) -> None:
-    if limit is None or window.total + amount <= limit:
-        return
-    subject = f"caller:{caller.name}"
-    if amount > limit:
-        raise Exhausted(
-            f"this request may use {amount} tokens, and {name} of this caller is {limit}; shorten the prompt,"
-            " or lower max_tokens",
-            retry_after_seconds=None,
+            f"{name} of this caller is {self._told(limit)}, {window.total} are in use, and this request needs"
+            f" {amount}; try again in {math.ceil(seconds)} s",
+            retry_after_seconds=seconds,
             subject=subject,
         )
-    seconds = window.free_at(limit - amount) - now
-    raise Exhausted(
-        f"{name} of this caller is {limit}, {window.total} are in use, and this request needs {amount};"
-        f" try again in {math.ceil(seconds)} s",
-        retry_after_seconds=seconds,
-        subject=subject,
-    )

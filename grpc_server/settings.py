@@ -203,6 +203,13 @@ class Settings(BaseSettings):
     queue_seconds: float = Field(
         default=30, gt=0, le=3600, description="How long a request may wait for a place."
     )
+    quota_servers: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="Servers behind one balancer that share what each caller may use; each lets an equal part"
+        " of it through.",
+    )
     memory_floor: ByteSize = Field(
         default=ByteSize(256 * 1024**2),
         ge=0,

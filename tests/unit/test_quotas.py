@@ -107,6 +107,42 @@ def test_a_request_that_can_never_fit_says_so_and_names_no_time(setup: Setup) ->
     assert "this request may use 101 tokens, and tokens_per_minute of this caller is 100" in str(refused)
 
 
+def test_servers_behind_one_balancer_let_no_more_through_together_than_the_limit() -> None:
+    clock = FakeClock()
+    servers = [Quotas(monotonic=clock.monotonic, servers=3) for _ in range(3)]
+    who = caller(requests_per_minute=10, tokens_per_minute=100, concurrent_streams=7)
+    held: list[Held] = []
+    refused: list[str] = []
+    for _ in range(5):
+        for server in servers:
+            try:
+                held.append(server.hold(who, 10))
+            except Exhausted as error:
+                refused.append(str(error))
+    assert len(held) == 6, "2 streams of 7 on each"
+    assert "concurrent_streams of this caller is 7, of which 2 on each of 3 servers" in refused[0]
+    for one in held:
+        one.used = 10
+        one.__exit__()
+    for server in servers:
+        with server.hold(who, 10):
+            pass
+        with pytest.raises(
+            Exhausted, match="requests_per_minute of this caller is 10, of which 3 on each of 3"
+        ):
+            server.hold(who, 1)
+    with pytest.raises(
+        Exhausted, match=r"may use 34 tokens, and .* is 100, of which 33 on each of 3 servers"
+    ):
+        Quotas(monotonic=clock.monotonic, servers=3).hold(who, 34)
+
+
+def test_a_limit_smaller_than_the_number_of_servers_shuts_nobody_out() -> None:
+    clock, who = FakeClock(), caller(concurrent_streams=1)
+    with Quotas(monotonic=clock.monotonic, servers=3).hold(who, 1):
+        pass
+
+
 def test_so_many_streams_run_at_once_and_no_more(setup: Setup) -> None:
     who = caller(concurrent_streams=2)
     first, second = setup.quotas.hold(who, 1), setup.quotas.hold(who, 1)
