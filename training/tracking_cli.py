@@ -29,6 +29,8 @@ def mlflow(
     typer.echo(f"http://127.0.0.1:{port} (Ctrl-C ends it)")
     # The address may hold a password: it travels in the environment, which `ps` does not show.
     environment = {**os.environ, **register.QUIET, "MLFLOW_BACKEND_STORE_URI": uri}
+    # Its jobs judge answers by models, which nothing here asks for: processes less.
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     words = ["-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     os.execve(sys.executable, [sys.executable, *words, "--no-serve-artifacts"], environment)  # noqa: S606
 

@@ -33,6 +33,7 @@ def test_mlflow_is_served_on_this_host_alone_and_the_address_is_in_no_argument(
     assert program == sys.executable and words[1:4] == ["-m", "mlflow", "server"]
     assert words[words.index("--host") + 1] == "127.0.0.1" and "secret" not in str(words)
     assert environment["MLFLOW_BACKEND_STORE_URI"] == "postgresql+psycopg://user:secret@db/mlflow"
+    assert environment["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
     assert environment["DO_NOT_TRACK"] == environment["MLFLOW_DISABLE_TELEMETRY"] == "true"
 
 
@@ -59,6 +60,7 @@ def test_a_cycle_is_written_for_wandb_without_a_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(1200)
 def test_mlflows_pages_show_the_registry(tmp_path: Path) -> None:
     uri = register.database("", "", tmp_path)
     register.run(night_by_hand.make(tmp_path / "cycles", until="gate"), uri, "gemma-3-270m")
@@ -68,7 +70,7 @@ def test_mlflows_pages_show_the_registry(tmp_path: Path) -> None:
     server = subprocess.Popen(command, env=untraced(), start_new_session=True)
     try:
         page = f"http://127.0.0.1:{port}/api/2.0/mlflow/registered-models/search"
-        until = time.monotonic() + 280
+        until = time.monotonic() + 900
         while True:
             try:
                 with urllib.request.urlopen(page, timeout=10) as answer:
