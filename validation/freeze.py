@@ -107,31 +107,32 @@ def freeze(cycle: Path, database_url: str, on_progress: Progress = silent) -> Fr
 
 
 def last_watermark(cycle: Path) -> Watermark | None:
-    """Where this cycle begins: the greatest `watermark_to` of the earlier cycles that have a verdict.
+    """Where this cycle begins: the `watermark_to` of the last cycle before it, by its id, that has a verdict.
 
-    A cycle without gate.json has learned nothing, so what it froze is frozen again.
+    That is the cycle whose dataset this one's continues, so that what this one adds is all that was stored
+    since: after a night whose clock was set back, too, whose own rows the next night takes again, and would
+    lose if it began where that night ended. A cycle without gate.json has learned nothing, so what it froze
+    is frozen again.
 
     Raises:
-        FreezeError: if such a cycle's record cannot be read; to guess would lose rows or learn them twice.
+        FreezeError: if that cycle's record cannot be read; to guess would lose rows or learn them twice.
     """
-    latest: Watermark | None = None
-    for other in cycle.parent.iterdir() if cycle.parent.is_dir() else ():
+    others = cycle.parent.iterdir() if cycle.parent.is_dir() else ()
+    earlier = [each for each in others if snapshot.is_cycle_id(each.name) and each.name < cycle.name]
+    for other in sorted(earlier, reverse=True):
         record = other / "snapshot" / snapshot.RECORD
-        judged = snapshot.is_cycle_id(other.name) and (other / "gate.json").is_file() and record.is_file()
-        if not judged or other.name >= cycle.name:
+        if not (other / "gate.json").is_file() or not record.is_file():
             continue
         try:
             told = read_json(record)
             log = Log(str(told["system_identifier"]), str(told["database_oid"]))
-            found = Watermark(int(told["watermark_to"]), log, record)
+            return Watermark(int(told["watermark_to"]), log, record)
         except (KeyError, TypeError, ValueError) as error:
             raise FreezeError(
                 f"{record} does not say up to where which log was learned ({error}); restore that file, or"
                 " remove that cycle's folder to learn its rows again"
             ) from error
-        if latest is None or found.xid > latest.xid:
-            latest = found
-    return latest
+    return None
 
 
 def local_database(state_dir: Path) -> str:

@@ -158,6 +158,26 @@ def test_the_watermark_stays_until_there_is_a_verdict(dsn: str, cycles: Path) ->
     assert last_watermark(cycles / SECOND) is None, "a cycle's own verdict does not move where it began"
 
 
+def test_a_night_whose_clock_was_set_back_loses_nothing_for_the_next(dsn: str, cycles: Path) -> None:
+    """The next night builds on the dataset of the night before it by its id, so it begins where that ended."""
+    asked = []
+    for night in (FIRST, THIRD, SECOND):  # the machine of the last one believes that it is yesterday
+        with psycopg.connect(dsn) as connection:
+            asked.append(str(log.infer(connection)))
+        freeze(cycles / night, dsn)
+        log.verdict(cycles / night)
+    assert frozen_ids(cycles / THIRD) == asked[1:2]
+    assert frozen_ids(cycles / SECOND) == asked[1:], "of FIRST's dataset, it has what THIRD alone learned"
+    with psycopg.connect(dsn) as connection:
+        asked.append(str(log.infer(connection)))
+    assert frozen_ids_of(cycles / "20260202T020000Z", dsn) == asked[2:], "THIRD has not learned SECOND's"
+
+
+def frozen_ids_of(cycle: Path, dsn: str) -> list[str]:
+    freeze(cycle, dsn)
+    return frozen_ids(cycle)
+
+
 def test_a_finished_snapshot_is_not_redone_and_an_unfinished_one_is_discarded(dsn: str, cycles: Path) -> None:
     cycle = cycles / FIRST
     half = cycle / "snapshot"
