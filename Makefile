@@ -54,6 +54,9 @@ soak: install ollama spark ## what takes longer: the small cycle on Ollama, play
 	scripts/base_image.sh
 	$(BIN)/python -m pytest -m soak
 
+soak-year: install ## 365 nights in about an hour, resumable; their picture: var/year/year.html (AGENTLOOP_YEAR_NIGHTS=60: fewer)
+	$(BIN)/python -m benchmarks year
+
 demo: ## the whole loop, once: serve, log, learn, gate, roll out (ENGINE=embedded|ollama)
 	scripts/demo.sh $(ENGINE)
 
@@ -125,4 +128,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards bench ci clean clean-state
+.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards bench ci clean clean-state

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,10 +22,11 @@ from training.asking import Answer, Question, ask_all, key
 from training.own_server import generator
 from training.statistics import wilson
 from training.subjects import Place, Subject, UnknownModelError, best, candidate, serving, subjects
-from training.suites import Item, Suite
+from training.suites import Config, Item, Suite
 from training.watching import Progress, unwatched
 
 T = TypeVar("T")
+Asking = Callable[[Sequence[Question], Config, Place, Progress], Coroutine[Any, Any, dict[str, Answer]]]
 
 
 def run(
@@ -35,10 +36,12 @@ def run(
     config_file: Path = suites.CONFIG,
     champion: str | None = None,
     progress: Progress = unwatched,
+    ask: Asking = ask_all,
 ) -> dict[str, Any]:
     """Write `<cycle>/evaluation/`, unless it is there of the same inputs; return its summary.
 
-    `champion` names a model version instead of asking the live server which one serves.
+    `champion` names a model version instead of asking the live server which one serves; `ask` is what gets
+    the answers.
 
     Raises:
         FileNotFoundError: if the cycle has no model.gguf or no dataset.
@@ -71,7 +74,7 @@ def run(
         packages = ("xllamacpp",) if place.engine == "embedded" else ()
         with cycle.step(directory, "evaluate", seed=0, packages=packages, outputs=["evaluation"]):
             questions = list(_questions(found, asked, ever, generator(place.engine)))
-            answers = asyncio.run(until_stopped(ask_all(questions, config, place, progress)))
+            answers = asyncio.run(until_stopped(ask(questions, config, place, progress)))
             rows = {
                 suite.name: [_row(q, answers[q.key]) for q in questions if q.suite == suite.name]
                 for suite in config.suites
