@@ -7,6 +7,7 @@ steps that had finished do nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import time
@@ -27,7 +28,7 @@ from grpc_server.adapters.partitions import ensure_partitions
 from grpc_server.adapters.record_json import record_from_json, record_to_json
 from grpc_server.adapters.retention import retain
 from grpc_server.domain.errors import AgentLoopError
-from training import curate, cycle, evaluate, gate
+from training import curate, cycle, evaluate, gate, gate_key
 from training.subjects import Place
 from validation import note
 from validation.check import check
@@ -78,6 +79,8 @@ class Year:
         """Make what there is before the first night: the untouched model, and the route to it."""
         self.cycles.mkdir(parents=True, exist_ok=True)
         model.base(BASE).write(self.base)
+        if not (self.home / gate_key.NAME).exists():  # drawn from the seed, as everything is
+            (self.home / gate_key.NAME).write_bytes(hashlib.sha256(f"{self.seed}".encode()).digest())
         routes.begin(self.dsn, BASE)
 
     def night(self, nights: Sequence[Night], number: int) -> dict[str, Any]:
@@ -156,7 +159,7 @@ class Year:
         """Every step of the night in turn. Raises StoppedError."""
         self._step("freeze", night, lambda: self._freeze(directory))
         judged = self._step("validate", night, lambda: self._check(directory))
-        dataset = self._step("curate", night, lambda: curate.run(directory))
+        dataset = self._step("curate", night, lambda: curate.run(directory, key_file=gate_key.of(self.home)))
         if not dataset["enough"]:
             raise StoppedError("curate", "nothing", dataset["reason"])
         wrong = self._ids("wrong")

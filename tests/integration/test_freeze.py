@@ -159,7 +159,7 @@ def test_the_watermark_stays_until_there_is_a_verdict(dsn: str, cycles: Path) ->
 
 
 def test_a_night_whose_clock_was_set_back_loses_nothing_for_the_next(dsn: str, cycles: Path) -> None:
-    """The next night builds on the dataset of the night before it by its id, so it begins where that ended."""
+    """The next night builds on the dataset of the night before it by its id: it begins where that ended."""
     asked = []
     for night in (FIRST, THIRD, SECOND):  # the machine of the last one believes that it is yesterday
         with psycopg.connect(dsn) as connection:
