@@ -86,12 +86,15 @@ def _ranked(counts: Mapping[str, int], room: int) -> dict[str, int]:
 def weighted(lines: Sequence[Line], balance: Balance) -> list[Line]:
     """The lines with their weights: what the source weighs (`base`), times the balance, 1 on average.
 
-    The factor of an example is n^(power - 1) for each of caller, tool and session, which have n examples.
+    The factor of an example is n^(power - 1) for each of caller, tool and session, which have n examples. A
+    caller who spoke in few of the dataset's nights has said in these what counts: its n is what all nights
+    would have of it. So who comes for a night or two is taken for as loud as it was then, and not for a quiet
+    caller whose few examples weigh much.
     """
     if not lines:
         return []
-    said = {
-        "caller": Counter(str(line.get("caller", "")) for line in lines),
+    said: dict[str, Mapping[str, float]] = {
+        "caller": _if_all_nights(lines),
         "tool": Counter(str(line.get("tool", "")) for line in lines),
         "session": Counter(_line_session(line) for line in lines),
     }
@@ -106,6 +109,16 @@ def weighted(lines: Sequence[Line], balance: Balance) -> list[Line]:
         {**line, "weight": round(_base(line) * min(high, max(low, factor / mean)), 4)}
         for line, factor in zip(lines, factors, strict=True)
     ]
+
+
+def _if_all_nights(lines: Sequence[Line]) -> dict[str, float]:
+    """By caller, how many examples it would have, had it said in every night what it said in its own."""
+    nights = {str(line.get("cycle", "")) for line in lines}
+    by_caller = _grouped(lines, _key("caller"))
+    return {
+        caller: len(own) * len(nights) / len({str(line.get("cycle", "")) for line in own})
+        for caller, own in by_caller.items()
+    }
 
 
 def shares(lines: Sequence[Line]) -> dict[str, Any]:

@@ -63,6 +63,20 @@ def test_weights_are_bounded_and_what_is_said_alike_weighs_alike() -> None:
     )
 
 
+def nights_of(caller: str, nights: range, each: int) -> list[dict[str, Any]]:
+    return [{**line, "cycle": str(night)} for night in nights for line in lines(**{caller: each})]
+
+
+def test_who_comes_for_a_few_nights_weighs_no_more_than_who_says_as_much_every_night() -> None:
+    """Else an example of a caller that turns up to poison three nights weighed five of anybody else's."""
+    steady = [*nights_of("a", range(40), 15), *nights_of("b", range(40), 15)]
+    guest = nights_of("guest", range(3), 15)
+    found = balance.weighted([*steady, *guest], Balance(tool=1, session=1))
+    assert {line["weight"] for line in found} == {1.0}
+    quiet = balance.weighted([*steady, *nights_of("quiet", range(40), 1)], Balance(tool=1, session=1))
+    assert quiet[-1]["weight"] > 4, "a quiet caller is one that says little every night"
+
+
 def test_older_nights_have_equal_parts_of_their_share() -> None:
     old = lines(monday=90, tuesday=10, friday=40)
     replayed, taken = balance.with_room(old, [], Rules(cap=50))
