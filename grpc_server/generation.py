@@ -30,12 +30,15 @@ def generation_of(caller: Caller, request: InferenceRequest, model_version: str)
     Control tokens stay in a raw prompt only where an administrator asks: others could end turns with them.
     """
     schema: JsonObject | None = request.response_schema
+    call_schema: JsonObject | None = None
     if isinstance(request, GenerateRequest):
         raw = caller.may(Scope.ADMIN)
         prompt = request.prompt if raw else chat_format.broken_up(request.prompt)
     else:
         if request.tool_choice is ToolChoice.REQUIRED:
             schema = chat_format.tool_call_schema(request.tools)
+        elif schema is None and (offered := offered_tools(request)):
+            call_schema = chat_format.tool_call_schema(offered)
         try:
             prompt = chat_format.render(
                 request.messages, request.tools, request.tool_choice, request.response_schema
@@ -43,7 +46,7 @@ def generation_of(caller: Caller, request: InferenceRequest, model_version: str)
         except (ValueError, RecursionError) as error:
             raise InvalidArgument(f"messages cannot be rendered: {error}", "messages") from error
     stop = tuple(dict.fromkeys((*chat_format.STOP, *request.sampling.stop)))
-    return Generation(model_version, prompt, request.sampling, stop, schema)
+    return Generation(model_version, prompt, request.sampling, stop, schema, call_schema)
 
 
 def tool_call(text: str, tools: tuple[Tool, ...]) -> ToolCall | None:

@@ -35,6 +35,7 @@ from grpc_server.domain.errors import (
     PromptTooLong,
     ShuttingDown,
 )
+from grpc_server.domain.held_call import held
 from grpc_server.domain.plain import request_to_plain
 from grpc_server.domain.ports import Elsewhere, Engine, Finished, Generation, Observer, Piece, Routes, Spool
 from grpc_server.domain.types import (
@@ -318,7 +319,7 @@ class Inference:
         )
         try:
             if not self._spool.state().full:
-                running.ahead = Ahead(self._engine.generate(generation))
+                running.ahead = Ahead(self._generate(generation))
             await uninterrupted(self._accept(running, start))
             self._ask_shadows(running, request, target)
             for other in others:
@@ -384,6 +385,11 @@ class Inference:
                 raise
             raise EngineUnavailable("the engine's stream broke off; ask again") from error
 
+    def _generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
+        if generation.call_schema is None:
+            return self._engine.generate(generation)
+        return held(self._engine, generation)
+
     async def _streamed(
         self, running: Running, request: InferenceRequest, start: InferenceStarted, generation: Generation
     ) -> None:
@@ -393,7 +399,7 @@ class Inference:
         if running.ahead is not None and not running.failed:
             stream: Ahead | AsyncGenerator[Piece | Finished, None] = running.ahead
         else:
-            stream = self._engine.generate(replace(generation, model_version=running.answering))
+            stream = self._generate(replace(generation, model_version=running.answering))
         async with aclosing(stream) as events:
             async for event in events:
                 if not running.announced:

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import monotonic
 
-from grpc_server.domain import chat_format
+from grpc_server.domain import chat_format, held_call
 from training import cycle
 
 START_SECONDS = 180.0
@@ -50,7 +50,8 @@ def generator(engine: str) -> dict[str, str]:
     """What a greedy answer of a server of its own depends on, besides the model and the request.
 
     The engine with its version (a library's; of a program its path and sha256), the settings that say how a
-    model runs, this program's version, and the sha256 of the code that renders prompts and parses answers.
+    model runs, this program's version, and the sha256 of the code that renders prompts,
+    parses answers, and holds calls to their schema.
     """
     settings = {name: value for name in _HOW if (value := os.environ.get(_PREFIX + name))}
     return settings | {
@@ -58,6 +59,7 @@ def generator(engine: str) -> dict[str, str]:
         "engine_version": _ollama() if engine == "ollama" else _version("xllamacpp"),
         "program_version": _version("agent-loop-service"),
         "chat_format": cycle.sha256(Path(chat_format.__file__)),
+        "held_call": cycle.sha256(Path(held_call.__file__)),
     }
 
 

@@ -66,7 +66,7 @@ class _ToolChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolChoice
     TOOL_CHOICE_UNSPECIFIED: _ToolChoice.ValueType  # 0
     """The same as TOOL_CHOICE_AUTO."""
     TOOL_CHOICE_AUTO: _ToolChoice.ValueType  # 1
-    """The model chooses."""
+    """The model chooses; a call that it has begun is held to the tools' schema."""
     TOOL_CHOICE_NONE: _ToolChoice.ValueType  # 2
     """No tool is offered."""
     TOOL_CHOICE_REQUIRED: _ToolChoice.ValueType  # 3
@@ -78,7 +78,7 @@ class ToolChoice(_ToolChoice, metaclass=_ToolChoiceEnumTypeWrapper):
 TOOL_CHOICE_UNSPECIFIED: ToolChoice.ValueType  # 0
 """The same as TOOL_CHOICE_AUTO."""
 TOOL_CHOICE_AUTO: ToolChoice.ValueType  # 1
-"""The model chooses."""
+"""The model chooses; a call that it has begun is held to the tools' schema."""
 TOOL_CHOICE_NONE: ToolChoice.ValueType  # 2
 """No tool is offered."""
 TOOL_CHOICE_REQUIRED: ToolChoice.ValueType  # 3

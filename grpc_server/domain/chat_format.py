@@ -253,7 +253,7 @@ def _object_schema(schema: JsonObject) -> JsonObject:
     return {
         "type": "object",
         "properties": {name: _held(value) for name, value in properties.items()},
-        "required": [name for name in names if name in properties],
+        "required": [name for name in names if isinstance(name, str) and name in properties],
         "additionalProperties": False,
     }
 

@@ -33,13 +33,17 @@ from grpc_server.domain.types import (
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What an engine is asked: a rendered prompt (no `<bos>`), and how to go on from it."""
+    """What an engine is asked: a rendered prompt (no `<bos>`), and how to go on from it.
+
+    `call_schema` is what a tool call is held to once one has begun: by `held_call`, not by engines.
+    """
 
     model_version: str
     prompt: str
     sampling: Sampling
     stop: tuple[str, ...] = ()
     json_schema: JsonObject | None = None
+    call_schema: JsonObject | None = None
 
 
 @dataclass(frozen=True, slots=True)
