@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# By what the files share: a server, real engines.
+# By what the files share: a server, real engines, a library that takes seconds to import.
 GROUPS = {
     "live-server": ("test_live_server", "test_http_live", "test_examples", "test_evaluate", "test_readme"),
     "gateway": ("test_gateway_floods", "test_gateway_memory", "test_gateway_faults"),
     "engines": ("test_engine_conformance", "test_engine_processes"),
+    "validation": ("test_validation", "test_validation_nights"),
+    "registry": ("test_register", "test_tracking"),
 }
 # So that neither process is left alone with something long at the end: `make test` prints the slowest tests.
 LONGEST_FIRST = (
@@ -27,6 +29,7 @@ LONGEST_FIRST = (
     "test_quantize",
     "test_demo",
     "live-server",
+    "validation",
     "test_log_faults",
     "test_local_postgres",
 )
