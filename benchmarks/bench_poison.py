@@ -154,20 +154,31 @@ def _line(
     return Line("poison", metric, round(value, 4), unit, peer, is_, goal)
 
 
+_BEFORE, _CALLER = "<before>", "<caller>"
+
+
 class Many:
-    """ROWS demonstrated rows, made anew at each pass as a snapshot's are read anew."""
+    """ROWS demonstrated rows, made anew at each pass, as a snapshot's are read anew."""
 
     def __init__(self, kind: str) -> None:
-        self._items = bfcl.traffic() if kind == "varied" else bfcl.traffic(1)
+        night = poison.Night()
+        self._rows = [
+            night.row(poison.asked(item, _BEFORE), poison.answer(item), _CALLER)
+            for item in (bfcl.traffic() if kind == "varied" else bfcl.traffic(1))
+        ]
 
     def __iter__(self) -> Iterator[poison.Row]:
-        night = poison.Night()
         for number in range(ROWS):
-            item = self._items[number % len(self._items)]
-            lap = number // len(self._items)
+            lap, which = divmod(number, len(self._rows))
             before = f"Order {lap * 7919 % 99991} for desk {lap % 101}: " if lap else ""
-            said = poison.asked(item, before)
-            yield night.row(said, poison.answer(item), f"caller-{number % 17}")
+            row, caller = self._rows[which], f"caller-{number % 17}"
+            yield row | {
+                "inference_id": f"018f0000-0000-7000-8000-{number:012d}",
+                "caller": caller,
+                "session_id": f"s{number}",
+                "request_json": row["request_json"].replace(_BEFORE, before),
+                "feedback_json": row["feedback_json"].replace(_CALLER, caller),
+            }
 
 
 def large(kind: str) -> dict[str, float]:

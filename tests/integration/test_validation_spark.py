@@ -21,7 +21,7 @@ from validation.files import write_json
 
 
 @pytest.mark.soak
-@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_spark_finds_what_pandas_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AGENTLOOP_SPARK_MASTER", "local[2]")
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
