@@ -18,7 +18,6 @@ from opentelemetry.trace import Tracer
 from grpc_server import migrations
 from grpc_server.adapters.credentials import AnyCredential, CachedAuthenticator
 from grpc_server.adapters.embedded import EmbeddedEngine
-from grpc_server.adapters.gguf_file import in_thread, sha256_of
 from grpc_server.adapters.gpus import Gpus
 from grpc_server.adapters.json_schema import Schemas
 from grpc_server.adapters.jwks import Jwks, reader
@@ -41,10 +40,10 @@ from grpc_server.adapters.traced import traced_engine, traced_spool, traced_stor
 from grpc_server.admission import Admission
 from grpc_server.audit import Audit
 from grpc_server.background import in_background
-from grpc_server.domain.errors import AgentLoopError, Conflict
 from grpc_server.domain.ports import Authenticator, Engine, LogReader, Routes, Spool
-from grpc_server.domain.types import Limits, Route, Target, TargetRole
+from grpc_server.domain.types import Limits
 from grpc_server.drain import Drain
+from grpc_server.first_route import load_routed, routed
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.night_figures import NightFigures
@@ -56,8 +55,6 @@ from grpc_server.upkeep import Upkeep
 
 log = logging.getLogger(__name__)
 
-ALIASES = ("default", "agent")
-"""What a new installation routes to its base model."""
 GPU_SECONDS = 2.0
 COLLECTED_AFTER = 10_000
 """Objects more than before, of those that may be part of a cycle: some MiB at most."""
@@ -125,8 +122,8 @@ async def service(
         if watched:
             watch = Watch(lambda: changes(store.dsn), watched)
             await stack.enter_async_context(in_background(watch.run(), "changes elsewhere"))
-        await stack.enter_async_context(_routed(settings, engine, routes))
-        await _load_routed(settings, engine, routes)
+        await stack.enter_async_context(routed(settings, engine, routes))
+        await load_routed(settings, engine, routes)
         traced = traced_spool(recorded, tracer)
         inference = Inference(
             traced_engine(engine, tracer),
@@ -430,68 +427,6 @@ def _jwt_limits(settings: Settings) -> Limits:
         settings.jwt_concurrent_streams or None,
         alias_names(settings.jwt_aliases) if settings.jwt_aliases else None,
     )
-
-
-@contextlib.asynccontextmanager
-async def _routed(settings: Settings, engine: Engine, routes: Routes) -> AsyncIterator[None]:
-    """Where there is no route at all yet, lead the aliases to the base model, once the database is up."""
-
-    async def until_routed() -> None:
-        while not routes.all():
-            await asyncio.sleep(settings.cache_seconds)
-            await route_to_base(settings, engine, routes)
-
-    if not routes.all():
-        if not settings.base_gguf.exists():
-            log.warning("there is no route, and no base model", extra={"base_gguf": str(settings.base_gguf)})
-            yield
-            return
-        await route_to_base(settings, engine, routes)
-    async with in_background(until_routed(), "first route"):
-        yield
-
-
-async def route_to_base(settings: Settings, engine: Engine, routes: Routes) -> None:
-    """Install the base model and lead the aliases to it."""
-    try:
-        await _install_base(settings, engine)
-    except AgentLoopError as error:
-        log.warning("the base model was not installed", extra={"error": str(error)})
-        return
-    for alias in ALIASES:
-        target = Target(_base(settings), TargetRole.STABLE, 100)
-        try:
-            await routes.set(Route(alias, 0, (target,)), "bootstrap")
-        except Conflict:
-            log.info("another server has set the route", extra={"alias": alias})
-        except AgentLoopError as error:
-            log.warning("the first route was not set", extra={"alias": alias, "error": str(error)})
-
-
-async def _load_routed(settings: Settings, engine: Engine, routes: Routes) -> None:
-    """Bring what routes lead to into memory, so that the first caller does not wait for it.
-
-    The base model is installed again where this engine lacks it: the one before may have been another.
-    """
-    names = {target.model_version for route in routes.all() for target in route.targets if target.weight}
-    for name in sorted(names):
-        try:
-            if name == _base(settings) and settings.base_gguf.exists():
-                await _install_base(settings, engine)
-            await engine.load(name)
-        except AgentLoopError as error:
-            log.warning("a model version was not loaded", extra={"model_version": name, "error": str(error)})
-
-
-async def _install_base(settings: Settings, engine: Engine) -> None:
-    name = _base(settings)
-    if name not in [model.name for model in await engine.list_models()]:
-        sha256 = await in_thread(lambda abandoned: sha256_of(settings.base_gguf, abandoned))
-        await engine.install(name, settings.base_gguf, sha256)
-
-
-def _base(settings: Settings) -> str:
-    return f"{settings.model_name}:base"
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from agentloop.v1 import inference_pb2_grpc
-from grpc_server import bootstrap
+from grpc_server import bootstrap, first_route
 from grpc_server.adapters.local_postgres import LocalPostgres
 from grpc_server.adapters.ollama import OllamaEngine
 from grpc_server.adapters.postgres import PostgresStore
@@ -189,7 +189,7 @@ async def test_a_route_that_another_server_set_first_stays(
             return []
 
     routes = Hidden(FakeRouteStore([route_to("m:champion")]))
-    await bootstrap.route_to_base(settings(tmp_path / "s", base_gguf=base), FakeEngine(models=()), routes)
+    await first_route.route_to_base(settings(tmp_path / "s", base_gguf=base), FakeEngine(models=()), routes)
     assert routes.get("default").targets[0].model_version == "m:champion"
     assert routes.get("agent").targets[0].role is TargetRole.STABLE
     assert "another server has set the route" in caplog.text
