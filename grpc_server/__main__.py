@@ -11,7 +11,8 @@ from typing import Annotated, NoReturn
 import typer
 from pydantic import SecretStr, ValidationError
 
-from grpc_server.settings import PREFIX, Settings, explain, origins
+from grpc_server.settings import Settings, explain
+from grpc_server.settings_sources import PREFIX, origins
 
 FAILED = 1
 USAGE = 2

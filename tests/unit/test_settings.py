@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from grpc_server.settings import Settings, explain, is_loopback, ollama_urls, origins, split_address
+from grpc_server.settings import Settings, explain, is_loopback, ollama_urls, split_address
+from grpc_server.settings_sources import origins
 
 
 @pytest.fixture(autouse=True)
