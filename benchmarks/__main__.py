@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "benchmarks.md"
 NAMES = tuple(sorted(path.stem.removeprefix("bench_") for path in HERE.glob("bench_*.py")))
-MADE_BY = {"year": "make soak-year"}
+MADE_BY = {"learn": "make learn && make bench-learn", "year": "make soak-year"}
 """Benchmarks that run only when they are named, as they take an hour or more, and what runs them."""
 
 

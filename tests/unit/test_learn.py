@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from benchmarks import bench_learn
 from demo.failure import LinkError
 from demo.learn import __main__ as command
 from demo.learn import conductor, figures, picture
@@ -410,3 +411,23 @@ def test_the_command_does_what_is_ordered_and_prints_the_figures(
     (given,) = ordered
     assert (given.week, given.seal, given.plan.state_dir) == (order.week, order.seal, order.plan.state_dir)
     assert given.plan.cycles_dir == order.plan.cycles_dir
+
+
+def test_the_benchmark_tells_the_curve_the_score_and_its_peer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AGENTLOOP_LEARN_DIR", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="run `make learn` first"):
+        bench_learn.run()
+    ids = ("20260101T000000Z", "20260102T000000Z")
+    right = dict(zip(ids, (40, 38), strict=True))
+    nights = [a_night(tmp_path, each, 0, right[each], serves=f"m:{each}") for each in ids]
+    cycle.write_json(tmp_path / "learn.json", figures.figures(nights, None))
+    with pytest.raises(ValueError, match="no score yet"):
+        bench_learn.run()
+    cycle.write_json(tmp_path / "learn.json", figures.figures(nights, SCORE))
+    told = {line.metric: line for line in bench_learn.run()}
+    assert [told[f"right_night_{n}"].value for n in (1, 2)] == [0.4, 0.38]
+    assert told["no_call_night_2"].value == 0.8
+    assert (told["lost_at_a_promotion"].holds, told["sealed_right"].holds) == (False, True)
+    assert (told["sealed_right"].peer_value, told["sealed_low"].value) == (0.616, SCORE["ci_low"])
