@@ -112,6 +112,9 @@ proto: install ## generate agentloop/v1 from protos/
 dashboards: install ## make Grafana's dashboards of infra/grafana/dashboards.yaml
 	$(BIN)/python -m scripts.dashboards
 
+terraform: ## check infra/terraform with mocks (TF_PLUGIN_DIR=<folder with the AWS provider>)
+	scripts/terraform.sh
+
 BENCHMARKS = AGENTLOOP_OLLAMA_BIN="$$(scripts/ollama.sh | tail -1)" $(BIN)/python -m benchmarks
 bench: install ollama $(BASE) ## run every benchmark and render docs/benchmarks.md (make bench-NAME: one)
 	$(BENCHMARKS)
@@ -128,4 +131,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards bench ci clean clean-state
+.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards terraform bench ci clean clean-state
