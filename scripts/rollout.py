@@ -55,6 +55,7 @@ def play(
     environment |= {
         "ANSIBLE_CONFIG": str(HOME / "infra/ansible/ansible.cfg"),
         "AGENTLOOP_CYCLE_DIR": str(directory.resolve()) if cycle else "",
+        "AGENTLOOP_STATE_DIR": str((HOME / state_dir).resolve()),  # where the registry is, whose mark moves
     }
     command = [sys.executable, "-m", "ansible", "playbook", f"{HOME}/infra/ansible/playbooks/{playbook}.yml"]
     if to:
