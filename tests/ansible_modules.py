@@ -29,6 +29,9 @@ cli = _load("ansible.module_utils.agentloop_cli", ROOT / "module_utils" / "agent
 canary_analysis = _load("canary_analysis", ROOT / "library" / "canary_analysis.py")
 agentloop_route = _load("agentloop_route", ROOT / "library" / "agentloop_route.py")
 agentloop_model = _load("agentloop_model", ROOT / "library" / "agentloop_model.py")
+agentloop_gateway = _load("agentloop_gateway", ROOT / "library" / "agentloop_gateway.py")
+server_probe = _load("server_probe", ROOT / "library" / "server_probe.py")
+server_watch = _load("server_watch", ROOT / "library" / "server_watch.py")
 rollout_record = _load("rollout_record", ROOT / "library" / "rollout_record.py")
 
 # Ansible replaces `sys.intern` by an object of its own in the process that imports it. torch's compiler,

@@ -32,7 +32,7 @@ class Pair:
 
 
 class Authority:
-    """Signs certificates for 127.0.0.1 and localhost."""
+    """Signs certificates for 127.0.0.1 and localhost, and for hosts of a network."""
 
     def __init__(self, name: str) -> None:
         self._name = _name(name)
@@ -41,10 +41,14 @@ class Authority:
         builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         self.pem = builder.sign(self._key, hashes.SHA256()).public_bytes(PEM)
 
-    def sign(self, name: str, lasts: timedelta = timedelta(days=90), password: bytes = b"") -> Pair:
-        """A new pair that ends so long from now."""
+    def sign(
+        self, name: str, lasts: timedelta = timedelta(days=90), password: bytes = b"", address: str = ""
+    ) -> Pair:
+        """A new pair that ends so long from now; with an address it is for that and for `name`, too."""
         key = ec.generate_private_key(ec.SECP256R1())
-        names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        names: list[x509.GeneralName] = []
+        for host, ip in [("localhost", "127.0.0.1"), *([(name, address)] if address else [])]:
+            names += [x509.DNSName(host), x509.IPAddress(ipaddress.ip_address(ip))]
         builder = _builder(_name(name), self._name, key.public_key(), lasts)
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
         certificate = builder.sign(self._key, hashes.SHA256()).public_bytes(PEM)
