@@ -50,7 +50,7 @@ test: install ollama ## unit and integration tests on real parts, and a small cy
 		--durations-min 3 --cov --cov-report term:skip-covered --cov-fail-under 90 $(TESTS)
 
 soak: install ollama spark ## what takes longer: the small cycle on Ollama, playbooks on real hosts
-	scripts/debian.sh iproute2
+	scripts/debian.sh iproute2 chromium prometheus-alertmanager
 	scripts/base_image.sh
 	$(BIN)/python -m pytest -m soak
 
@@ -77,6 +77,9 @@ prepare: install $(BASE) ## do now what the first night would do once: convert t
 
 dag: install ## run the nightly DAG once, now, against the server that runs
 	$(BIN)/python scripts/night.py
+
+airflow: install ## every night, by Airflow's own scheduler; its pages on http://127.0.0.1:8090
+	$(BIN)/python -m scripts.scheduler $(ARGS)
 
 warmup: install ## train a first champion from imported sets (SETS="var/datasets/<set> ...")
 	$(BIN)/python scripts/night.py $(foreach set,$(SETS),--warmup $(set))
@@ -131,4 +134,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards terraform bench ci clean clean-state
+.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards terraform bench ci clean clean-state airflow

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from agentloop.cycle_summary import inference_ids
-from agentloop.night import Night, cycles_in, lines_of
+from agentloop.night import Night, cycles_in, every_cycle, lines_of
 
 Part = Literal["train", "gate"]
 Told = dict[str, Any]
@@ -37,7 +37,9 @@ def learned_by(directory: Path) -> str:
 def made_by(model_version: str, cycles: Path) -> Path | None:
     """The cycle that made a model version; None for an untouched base, and where the cycle is gone."""
     tag = model_version.rpartition(":")[2]
-    return next((each for each in cycles_in(cycles) if each.name == tag), None)
+    found = [each for each in every_cycle(cycles) if each.name == tag]
+    # Of several models that learned the same night, the one of this name.
+    return next((each for each in found if learned_by(each) == model_version), next(iter(found), None))
 
 
 def rows(directory: Path, part: Part) -> Iterator[str]:
@@ -79,7 +81,7 @@ def of_row(inference_id: str, cycles: Path) -> list[Told]:
     `as` is train, gate, or why the row was not used; `erased_at` is None where the row is still there.
     """
     found = []
-    for directory in cycles_in(cycles):
+    for directory in every_cycle(cycles):
         for known, erased_at in _known(directory, inference_id):
             found.append(
                 {

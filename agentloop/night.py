@@ -64,6 +64,30 @@ def cycles_in(folder: Path) -> list[Path]:
     return found
 
 
+def every_cycle(folder: Path) -> list[Path]:
+    """The cycles in a folder, and in each folder of a model's own in it, oldest first.
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    return sorted((one for each in folders_of_cycles(folder) for one in cycles_in(each)), key=_by_id)
+
+
+def folders_of_cycles(folder: Path) -> list[Path]:
+    """The folder itself, then those in it that have cycles, by name: further models' (`training.models`).
+
+    Raises:
+        OSError: if a folder cannot be read.
+    """
+    inside = sorted(folder.iterdir()) if folder.is_dir() else ()
+    own = [each for each in inside if each.is_dir() and not _ID.fullmatch(each.name) and cycles_in(each)]
+    return [folder, *own]
+
+
+def _by_id(directory: Path) -> tuple[str, Path]:
+    return directory.name, directory
+
+
 def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
     """Number and object of each line of a JSON Lines file, one at a time; None where a line is no object.
 
@@ -114,6 +138,7 @@ class Night:
         self.demo = self._record("demo.json")
         self.unlearn = self._record("unlearn.json")
         self.notes = {name: self._record(f"steps/{name}.json") for name in STEPS}
+        self.room = self._record("steps/room.json")  # whether the night might begin
         self.running = self._running()
         self.steps = self._steps()
 
@@ -219,6 +244,8 @@ class Night:
 
     def _outcome(self, name: str, finished: bool, over: bool) -> tuple[State, str]:
         note = self.notes[name]
+        if name == next(iter(STEPS)) and not note:
+            note = self.room if self.room.get("outcome") == "failed" else note
         if note.get("outcome") in ("failed", "skipped") and not over:
             return note["outcome"], str(note.get("reason", ""))
         if name == "curate" and finished and not self.dataset.get("enough", True):

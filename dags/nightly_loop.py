@@ -25,6 +25,23 @@ time of a run that neither a retry nor a clear changes (`start_date` does change
 manual run has too (`logical_date` may be absent). So every run is a cycle of its own. To go on with the cycle
 of another run, trigger the DAG with the parameter `cycle_id`.
 
+**A night that is still running** when the next is due: the next is created when it has ended, and begins
+then. Nights that were missed altogether need nothing, as the next one learns all that was stored since the
+last verdict.
+
+**A backfill** (`airflow backfill create --dag-id nightly_loop --from-date 2026-01-30 --to-date 2026-01-31
+--max-active-runs 1 --reprocess-behavior failed`) runs missed or failed nights again, each in its own cycle.
+The first takes all that was stored since the last verdict, the others find nothing and skip; a night before
+the last verdict has nothing to learn, and skips too. One at a time: `room` refuses a night beside another.
+
+**When the night is late**, `AGENTLOOP_NIGHT_LATE_MINUTES` (default 360; 0: never) after it was due and not
+ended well, Airflow's deadline alert tells the Alertmanager of `AGENTLOOP_ALERTMANAGER_URL`; `night_late.py`
+says how.
+
+**Several models** learn in one run, each with its own verdict, if `AGENTLOOP_NIGHT_MODELS` names a list of
+them (`training/configs/night-models.yaml` says what is in it): the steps are mapped over it, those that fill
+the machine one at a time, and what one model's failed step stops is its own night.
+
 **Before there is any log**, `warmup_loop` trains the first champion: the same steps, with a training set made
 of imported public datasets in place of `freeze`, `validate` and `curate`. It has no schedule; trigger it with
 the parameter `sets`, or run `make warmup SETS=var/datasets/bfcl`.
@@ -33,82 +50,35 @@ the parameter `sets`, or run `make warmup SETS=var/datasets/bfcl`.
 `AGENTLOOP_HOME` (the checkout; default: where this file lies), `AGENTLOOP_PYTHON` (the interpreter that runs
 the steps; default: Airflow's own), `AGENTLOOP_CYCLES_DIR` (default `cycles` in the checkout),
 `AGENTLOOP_NIGHT_CRON` (default `0 2 * * *`, UTC), `AGENTLOOP_NIGHT_RETRY_SECONDS` (the first wait before a
-retry; default 60, doubled each time), and whatever the steps themselves read.
+retry; default 60, doubled each time), `AGENTLOOP_DISK_RESERVE` (what a night leaves free on each disk;
+default `1GiB`), and whatever the steps themselves read.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import night_late
 from airflow.providers.standard.operators.bash import BashOperator
-from airflow.sdk import DAG, CronDataIntervalTimetable, Param, TriggerRule, chain, task
+from airflow.sdk import (  # type: ignore[attr-defined]
+    DAG,
+    CronDataIntervalTimetable,
+    DeadlineAlert,
+    DeadlineReference,
+    Param,
+    SyncCallback,
+    TriggerRule,
+    chain,
+    task,
+    task_group,
+)
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-
-HOME = Path(os.environ.get("AGENTLOOP_HOME") or Path(__file__).resolve().parents[1])
-SKIP = 99  # a step's exit code for "nothing to do"
-TRAINING_POOL = "training"  # one slot: two fine-tunings would not fit into memory
-
-# Each step is a process of its own (a long one inside Airflow's would miss its heartbeat). Airflow starts it
-# in a new session, and sessions share the processor by autogroup, which plain `nice` does not reach. It must
-# end if Airflow's task process is killed, or a retry would run beside it.
-_PROMPT = "exec setpriv --pdeathsig TERM"
-_POLITE = f"{{ echo 19 >/proc/self/autogroup; }} 2>/dev/null; {_PROMPT} nice -n 19"
-
-
-def cycle_dir(run_after: datetime, params: Mapping[str, Any]) -> str:
-    """Absolute path of the run's cycle directory; see *A cycle's id* above."""
-    cycle_id = params.get("cycle_id") or run_after.astimezone(UTC).strftime("%Y%m%dT%H%M%SZ")
-    return str(HOME / os.environ.get("AGENTLOOP_CYCLES_DIR", "cycles") / cycle_id)
-
-
-def _operator(doc: str, timeout: timedelta, retries: int) -> dict[str, Any]:
-    """What all steps have in common, as arguments of an operator."""
-    return {
-        "doc_md": doc,
-        "execution_timeout": timeout,
-        "retries": retries,
-        "retry_delay": timedelta(seconds=float(os.environ.get("AGENTLOOP_NIGHT_RETRY_SECONDS", "60"))),
-        "retry_exponential_backoff": 2.0,
-        "max_retry_delay": timedelta(minutes=30),
-        "cwd": str(HOME),
-        # Paths reach the shell as variables, never as text of the command: spaces, quotes and & are safe.
-        "env": {
-            "AGENTLOOP_PYTHON": os.environ.get("AGENTLOOP_PYTHON") or sys.executable,
-            "AGENTLOOP_CYCLE_DIR": "{{ cycle_dir(dag_run.run_after, params) }}",
-            "ANSIBLE_CONFIG": str(HOME / "infra/ansible/ansible.cfg"),
-            "PYTHONUNBUFFERED": "1",
-        },
-        "append_env": True,
-        "do_xcom_push": False,  # a step's last line is for its log; the next step reads files
-    }
-
-
-def _step(
-    name: str,
-    module: str,
-    doc: str,
-    *,
-    timeout: timedelta,
-    retries: int,
-    environment: Mapping[str, str] | None = None,
-    **options: Any,
-) -> BashOperator:
-    """The task `name`: `python -m <module> <name> --cycle <cycle directory>`."""
-    common = _operator(doc, timeout, retries)
-    return BashOperator(
-        task_id=name,
-        bash_command=f'{_POLITE} "$AGENTLOOP_PYTHON" -m {module} --cycle "$AGENTLOOP_CYCLE_DIR"',
-        skip_on_exit_code=SKIP,
-        **{**common, "env": {**common["env"], **(environment or {})}},
-        **options,
-    )
-
+from night_steps import CYCLE_ID, CYCLES, HEAVY, IN_CYCLE, PROMPT, command, cycle_id, step, with_cycle
 
 _CYCLE_ID = Param(
     None,
@@ -116,19 +86,51 @@ _CYCLE_ID = Param(
     pattern=r"^\d{8}T\d{6}Z$",
     description="Go on with this cycle (`YYYYMMDDTHHMMSSZ`) rather than begin one of its own.",
 )
+Model = Mapping[str, Any]  # the variables that say which model a step works on; none: the service's own
+_LATE_MINUTES = float(os.environ.get("AGENTLOOP_NIGHT_LATE_MINUTES", "360"))
 _BOTH: dict[str, Any] = {
     "start_date": datetime(2026, 1, 1, tzinfo=UTC),
     "catchup": False,
     "max_active_runs": 1,
     "dagrun_timeout": timedelta(hours=14),
-    "user_defined_macros": {"cycle_dir": cycle_dir},
+    "user_defined_macros": {"cycle_id": cycle_id},
     "tags": ["agentloop"],
+    "deadline": DeadlineAlert(
+        name="The night is late",
+        reference=DeadlineReference.DAGRUN_QUEUED_AT,
+        interval=timedelta(minutes=_LATE_MINUTES),
+        callback=SyncCallback(night_late.tell),
+    )
+    if _LATE_MINUTES
+    else None,
 }
 
 
-def _learn_and_roll_out(dataset: list[BashOperator]) -> None:
+def _room(model: Model) -> BashOperator:
+    """The first step of both."""
+    return step(
+        "room",
+        "training room",
+        """
+- **Does:** sees that the disks have room for a night, and that no other night is at work.
+- **Skipped:** a backfilled night from before the last verdict, which learned all there was.
+- **Breaks when it fails:** the night does not begin; nothing is lost, and nothing that serves is stopped by a
+full disk.
+- **Who acts:** whoever runs the nights.
+- **What to do:** the log names the disk, what is wanted and what is free.
+`python -m training retain --dry-run` tells what old nights would give back, which the DAG `retention` takes
+daily. *At work*: wait for that cycle, or end its run. Clear the task.
+""",
+        model=model,
+        environment={"AGENTLOOP_RUN_TYPE": "{{ dag_run.run_type }}"},
+        timeout=timedelta(minutes=15),
+        retries=3,
+    )
+
+
+def _learn_and_roll_out(model: Model, dataset: list[BashOperator]) -> None:
     """From the steps that make `dataset/` on: what both DAGs have in common."""
-    finetune = _step(
+    finetune = step(
         "finetune",
         "training finetune",
         """
@@ -139,11 +141,12 @@ def _learn_and_roll_out(dataset: list[BashOperator]) -> None:
 batch in `training/configs`; *loss is not finite*: lower the learning rate; *timeout*: raise it here, or
 lower the cap of the dataset. Clear the task: finished steps are not trained again.
 """,
+        model=model,
         timeout=timedelta(hours=8),
         retries=2,
-        pool=TRAINING_POOL,
+        **HEAVY,
     )
-    quantize = _step(
+    quantize = step(
         "quantize",
         "training quantize",
         """
@@ -154,11 +157,12 @@ lower the cap of the dataset. Clear the task: finished steps are not trained aga
 (`make install`); a KL divergence over its limit means a broken conversion, so do not raise the limit. Clear
 the task.
 """,
+        model=model,
         timeout=timedelta(hours=1),
         retries=1,
-        pool=TRAINING_POOL,
+        **HEAVY,
     )
-    evaluate = _step(
+    evaluate = step(
         "evaluate",
         "training evaluate",
         """
@@ -169,11 +173,12 @@ tomorrow.
 - **What to do:** check `AGENTLOOP_SERVER` and `AGENTLOOP_TOKEN_FILE` (`.venv/bin/agent-loop health`), then
 memory. Clear the task: answers already given are cached.
 """,
+        model=model,
         timeout=timedelta(hours=4),
         retries=2,
-        pool=TRAINING_POOL,
+        **HEAVY,
     )
-    gate = _step(
+    gate = step(
         "gate",
         "training gate",
         """
@@ -182,10 +187,11 @@ memory. Clear the task: answers already given are cached.
 - **Who acts:** whoever runs the nights.
 - **What to do:** the log names the file of `evaluation/` that is missing or malformed. Clear `evaluate`.
 """,
+        model=model,
         timeout=timedelta(minutes=15),
         retries=0,
     )
-    register = _step(
+    register = step(
         "register",
         "training register",
         """
@@ -194,13 +200,14 @@ memory. Clear the task: answers already given are cached.
 - **Who acts:** whoever runs MLflow's database.
 - **What to do:** check that the database answers; clear the task. It finds what it wrote before.
 """,
+        model=model,
         timeout=timedelta(minutes=30),
         retries=3,
     )
 
     @task.bash(  # type: ignore[call-overload, untyped-decorator]
         skip_on_exit_code=None,  # Ansible's 99 is an interrupt
-        **_operator(
+        **with_cycle(
             """
 - **Does:** installs the candidate, warms it, gives it a share of the traffic, compares its own figures with
 the champion's, then promotes it or puts the route back. Both are successes: read `rollout.json`.
@@ -213,20 +220,23 @@ the task: it goes on where it stopped.
 """,
             timeout=timedelta(hours=2),
             retries=2,
+            model=model,
         ),
     )
-    def roll_out(cycle: str) -> str:
+    def roll_out(cycles: str, cycle: str) -> str:
         """The command that rolls the candidate out; skips, with the gate's reason, unless it passed."""
-        verdict = json.loads(Path(cycle, "gate.json").read_text(encoding="utf-8"))
+        verdict = json.loads(Path(cycles, cycle, "gate.json").read_text(encoding="utf-8"))
         if verdict["verdict"] != "pass":
             raise AirflowSkipException(
                 f"The champion serves on: the gate says {verdict['verdict']}: {verdict['reason']}"
             )
-        return f'{_PROMPT} "$AGENTLOOP_PYTHON" -m ansible playbook infra/ansible/playbooks/rollout.yml'
+        return (
+            f'{IN_CYCLE}{PROMPT} "$AGENTLOOP_PYTHON" -m ansible playbook infra/ansible/playbooks/rollout.yml'
+        )
 
-    rolled_out = roll_out("{{ cycle_dir(dag_run.run_after, params) }}")
+    rolled_out = roll_out({**CYCLES, **model}["AGENTLOOP_CYCLES_DIR"], CYCLE_ID)
 
-    report = _step(
+    report = step(
         "report",
         "training report",
         """
@@ -236,6 +246,7 @@ failure.
 - **Who acts:** whoever runs the nights.
 - **What to do:** the log names the file that it could not read; clear the task.
 """,
+        model=model,
         timeout=timedelta(minutes=15),
         retries=1,
         trigger_rule=TriggerRule.ALL_DONE,
@@ -261,17 +272,10 @@ the report, which runs after a failure too, would hide it.
     steps >> watch()
 
 
-with DAG(
-    dag_id="nightly_loop",
-    description="Freeze, validate, curate, fine-tune, quantize, evaluate, gate, register, roll out, report.",
-    doc_md=__doc__,
-    schedule=CronDataIntervalTimetable(os.environ.get("AGENTLOOP_NIGHT_CRON", "0 2 * * *"), timezone="UTC"),
-    # No backfill: the watermark, not the data interval, says what a cycle learns from.
-    allowed_run_types=["scheduled", "manual"],
-    params={"cycle_id": _CYCLE_ID},
-    **_BOTH,
-) as dag:
-    freeze = _step(
+def _night(model: Model) -> None:
+    """All steps of one model's night."""
+    room = _room(model)
+    freeze = step(
         "freeze",
         "validation freeze",
         """
@@ -283,10 +287,11 @@ with DAG(
 that Postgres is up and that the role `agentloop_freeze` may read `learning_log`
 (`.venv/bin/python -m grpc_server migrate`); check the free space of the cycles folder; clear the task.
 """,
+        model=model,
         timeout=timedelta(minutes=30),
         retries=3,
     )
-    validate = _step(
+    validate = step(
         "validate",
         "validation check",
         """
@@ -300,10 +305,11 @@ retried: the same file gives the same result.
 `quarantined`). If a caller sends nonsense, tell them; the next night takes the window again. If the rows are
 right and the expectation is wrong, change the suite in `validation/` and clear the task.
 """,
+        model=model,
         timeout=timedelta(minutes=30),
         retries=0,
     )
-    curate = _step(
+    curate = step(
         "curate",
         "training curate",
         """
@@ -316,10 +322,57 @@ caller that is wrong or hostile (ids are in `dataset.json`). The log names the r
 that it could not read. A damaged earlier cycle: restore it from backup, or move its folder away (its examples
 are then forgotten). Clear the task.
 """,
+        model=model,
         timeout=timedelta(minutes=30),
         retries=1,
     )
-    _learn_and_roll_out([freeze, validate, curate])
+    _learn_and_roll_out(model, [room, freeze, validate, curate])
+
+
+@task_group(group_id="model")  # type: ignore[untyped-decorator]
+def _night_of(model: str, alias: str, recipe: str, base: str, cycles: str) -> None:
+    """One of several models' night; Airflow maps it over the list that the task `models` reads."""
+    _night(
+        {
+            "AGENTLOOP_MODEL_NAME": model,
+            "AGENTLOOP_ALIAS": alias,
+            "AGENTLOOP_RECIPE": recipe,
+            "AGENTLOOP_BASE_GGUF": base,
+            "AGENTLOOP_CYCLES_DIR": cycles,
+        }
+    )
+
+
+with DAG(
+    dag_id="nightly_loop",
+    description="Freeze, validate, curate, fine-tune, quantize, evaluate, gate, register, roll out, report.",
+    doc_md=__doc__,
+    schedule=CronDataIntervalTimetable(os.environ.get("AGENTLOOP_NIGHT_CRON", "0 2 * * *"), timezone="UTC"),
+    # The watermark, not the data interval, says what a cycle learns from: see *A backfill* above.
+    allowed_run_types=["scheduled", "manual", "backfill"],
+    params={"cycle_id": _CYCLE_ID},
+    **_BOTH,
+) as dag:
+    if os.environ.get("AGENTLOOP_NIGHT_MODELS"):
+        models = command(
+            "models",
+            "training models",
+            """
+- **Does:** reads the list of models that `AGENTLOOP_NIGHT_MODELS` names; each has its night beside the
+others'.
+- **Breaks when it fails:** no model learns tonight; nothing is lost.
+- **Who acts:** whoever runs the nights. - **What to do:** the log names the entry of the list that is wrong,
+or the file that is not there. Clear the task.
+""",
+            environment=CYCLES,
+            timeout=timedelta(minutes=15),
+            retries=1,
+            do_xcom_push=True,
+            output_processor=json.loads,
+        )
+        _night_of.expand_kwargs(models.output)
+    else:
+        _night({})
 
 
 with DAG(
@@ -340,7 +393,8 @@ with DAG(
     },
     **_BOTH,
 ) as warmup_dag:
-    warmup = _step(
+    room = _room({})
+    warmup = step(
         "warmup",
         "training warmup",
         """
@@ -351,8 +405,9 @@ with DAG(
 - **What to do:** the log names the folder that is no imported set: make one (README, "A first champion"), and
 trigger the DAG with the parameter `sets`.
 """,
+        model={},
         timeout=timedelta(minutes=30),
         retries=1,
         environment={"AGENTLOOP_WARMUP_FROM": "{{ params['sets'] | join(':') }}"},
     )
-    _learn_and_roll_out([warmup])
+    _learn_and_roll_out({}, [room, warmup])

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from training import again_cli, datasets_cli, tracking_cli, unlearn_cli
+from training import again_cli, datasets_cli, tracking_cli, unlearn_cli, upkeep_cli
 from training.cli_session import (
+    Alias,
     AsJson,
     BaseGguf,
     Cycle,
@@ -42,6 +43,7 @@ datasets_cli.add_to(app)
 app.add_typer(again_cli.app)
 app.add_typer(tracking_cli.app)
 app.add_typer(unlearn_cli.app)
+app.add_typer(upkeep_cli.app)
 
 
 app.command()(plan)
@@ -192,6 +194,7 @@ def evaluate(
     base_gguf: BaseGguf = None,
     model_name: ModelName = "gemma-3-270m",
     engine: Engine = "embedded",
+    alias: Alias = "default",
     as_json: AsJson = False,
 ) -> None:
     """Ask champion and candidate the same questions, through a server of their own."""
@@ -208,6 +211,7 @@ def evaluate(
         server=server,
         token=token,
         token_file=token_file,
+        alias=alias,
     )
     with explained(), progress("asking") as on_progress:
         found = step.run(cycle, place, config_file=suites or CONFIG, champion=champion, progress=on_progress)
@@ -260,6 +264,7 @@ def register(
     token_file: TokenFile = None,
     state_dir: StateDir = Path("var"),
     model_name: ModelName = "gemma-3-270m",
+    alias: Alias = "default",
     as_json: AsJson = False,
 ) -> None:
     """Write the cycle to the MLflow registry, whatever the verdict; mark what serves, and one that passed."""
@@ -276,6 +281,7 @@ def register(
             server=server,
             token=token,
             token_file=token_file,
+            alias=alias,
         )
         found = step.run(cycle, uri, model_name, _serving(place))
         if wandb:

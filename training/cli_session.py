@@ -46,6 +46,7 @@ Recipe = Annotated[
 Server = Annotated[
     str | None, typer.Option(envvar="AGENTLOOP_SERVER", help="The live server, which knows the champion.")
 ]
+Alias = Annotated[str, typer.Option(envvar="AGENTLOOP_ALIAS", help="The alias that leads to the champion.")]
 Token = Annotated[str | None, typer.Option(envvar="AGENTLOOP_TOKEN", help="Scope models:read.")]
 TokenFile = Annotated[
     Path | None, typer.Option(envvar="AGENTLOOP_TOKEN_FILE", help="A file that holds the token.")

@@ -10,25 +10,21 @@ without it.
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from agentloop.lineage import learned_by
-from agentloop.night import cycles_in
+from agentloop.night import every_cycle
 from training import balance, card, cycle
+from training.rewriting import BATCH_ROWS, SNAPSHOT, held, rewrite_snapshot
 
-SNAPSHOT = Path("snapshot", "inferences.parquet")
-_RECORDS = ("snapshot.json", "sets.json")  # of the log, and of a warm-up
 _DATASET = ("dataset/train.jsonl", "dataset/gate.jsonl")
 _LINES = (*_DATASET, "regressions.jsonl")
-_BATCH_ROWS = 1000
 
 Line = Mapping[str, Any]
 
@@ -71,18 +67,18 @@ class Erasure:
 
 
 def run(cycles: Path, erasure: Erasure, ids: Iterable[str] = (), *, dry_run: bool = False) -> dict[str, Any]:
-    """Erase in every cycle of the folder `cycles`; return what went, or would go, cycle by cycle.
+    """Erase in every cycle of `cycles`, of all models; return what went, or would go, cycle by cycle.
 
     `ids` are inferences of which the log knows that they teach what must go.
 
     Raises:
         StepRunningError: if a step of a cycle runs now; nothing of that cycle was changed.
     """
-    found = cycles_in(cycles)
+    found = every_cycle(cycles)
     hit = _taught(found, erasure.subject, ids)
     plans = [plan for each in found if (plan := _plan(each, erasure, hit))["counts"]]
     if not dry_run:
-        with _held(Path(plan["path"]) for plan in plans):
+        with held(Path(plan["path"]) for plan in plans):
             for plan in plans:
                 _bury(Path(plan["path"]), erasure, plan)
             for plan in plans:
@@ -161,7 +157,7 @@ def _rows(directory: Path) -> Iterator[dict[str, Any]]:
         return
     with parquet.ParquetFile(directory / SNAPSHOT) as file:
         columns = ["inference_id", "caller", "session_id", "feedback_json"]
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             yield from batch.to_pylist()
 
 
@@ -252,27 +248,8 @@ def _without(path: Path, gone: Callable[[Line], bool]) -> None:
 
 
 def _rewrite_snapshot(directory: Path, subject: Subject) -> None:
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    path = directory / SNAPSHOT
-    record = next(each for name in _RECORDS if (each := path.with_name(name)).is_file())
-    if not any(subject.row(row) or _their_feedback(row, subject) for row in _rows(directory)):
-        return
-    rows = feedback = 0
-    with cycle.new_file(path) as building:
-        with (
-            parquet.ParquetFile(path) as file,
-            parquet.ParquetWriter(building, file.schema_arrow, compression="zstd") as writer,
-        ):
-            for batch in file.iter_batches(_BATCH_ROWS):
-                kept = [_without_feedback(row, subject) for row in batch.to_pylist() if not subject.row(row)]
-                writer.write_batch(pa.RecordBatch.from_pylist(kept, schema=file.schema_arrow))
-                rows += len(kept)
-                feedback += sum(max(row["feedback_count"], 0) for row in kept)
-        told = cycle.read_json(record)
-        files = {**told["files"], SNAPSHOT.name: cycle.sha256(building)}
-        cycle.write_json(record, {**told, "rows": rows, "feedback_rows": feedback, "files": files})
+    if any(subject.row(row) or _their_feedback(row, subject) for row in _rows(directory)):
+        rewrite_snapshot(directory, lambda row: None if subject.row(row) else _without_feedback(row, subject))
 
 
 def _without_feedback(row: dict[str, Any], subject: Subject) -> dict[str, Any]:
@@ -285,24 +262,6 @@ def _without_feedback(row: dict[str, Any], subject: Subject) -> dict[str, Any]:
         "feedback_count": len(kept),
         "demonstrations": sum(one["demonstration"] is not None for one in kept),
     }
-
-
-@contextmanager
-def _held(directories: Iterable[Path]) -> Iterator[None]:
-    """No step of these cycles runs, or begins, while the block does."""
-    with ExitStack() as stack:
-        for directory in directories:
-            steps = directory / "steps"
-            for path in sorted(steps.glob(".*.lock")) if steps.is_dir() else ():
-                _hold(stack.enter_context(path.open("w")), f"{path.stem[1:]} of {directory.name}")
-        yield
-
-
-def _hold(lock: IO[str], what: str) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise cycle.StepRunningError(f"{what} is running now; erase again when it is done") from None
 
 
 def told(record: Mapping[str, Any], *, dry_run: bool) -> str:

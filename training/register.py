@@ -76,6 +76,7 @@ def run(directory: Path, uri: str, model_name: str, serving: str = "") -> dict[s
         model_card.write(directory)
         fingerprint = hashlib.sha256(json.dumps(inputs["files"], sort_keys=True).encode()).hexdigest()
         tags = {"cycle_id": directory.resolve().name, "fingerprint": fingerprint, "verdict": gate["verdict"]}
+        tags["model_name"] = model_name
         run_id = _logged(client, directory, gate, tags)
         _registered_model(client, model_name)
         champion_before = _champion(client, model_name, gate["champion"])
@@ -290,6 +291,8 @@ def _logged(client: MlflowClient, directory: Path, gate: Record, tags: Mapping[s
 
     experiment = _experiment(client)
     for earlier in client.search_runs([experiment], f"tags.cycle_id = '{tags['cycle_id']}'"):
+        if earlier.data.tags.get("model_name", tags["model_name"]) != tags["model_name"]:
+            continue  # another model's, of the same night
         same = earlier.data.tags.get("fingerprint") == tags["fingerprint"]
         if same and earlier.info.status == "FINISHED":
             return str(earlier.info.run_id)

@@ -28,6 +28,7 @@ class Place:
     server: str | None = None
     token: str | None = None
     token_file: Path | None = None
+    alias: str = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ def candidate(directory: Path, place: Place) -> str:
 
 
 async def serving(place: Place) -> tuple[str, str]:
-    """The live server's champion (the stable target of `default`), and its sha256."""
+    """The live server's champion (the stable target of its alias), and its sha256."""
     async with AsyncClient(address(place), place.token, token_file=place.token_file) as client:
-        name = (await client.get_route("default")).stable
+        name = (await client.get_route(place.alias)).stable
         installed = {model.name: model.sha256 for model in await client.list_models()}
         return name, installed.get(name, "")
 

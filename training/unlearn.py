@@ -150,14 +150,22 @@ def contained(directory: Path, gone: frozenset[str]) -> set[str]:
     return {one for part in PARTS for one in rows(directory, part) if one in gone}
 
 
-def serve(directory: Path, verdict: str, otherwise: Otherwise, client: Client, base: Path, run: Run) -> str:
+def serve(
+    directory: Path,
+    verdict: str,
+    otherwise: Otherwise,
+    client: Client,
+    base: Path,
+    run: Run,
+    alias: str = "default",
+) -> str:
     """Put in service what has not learned from the rows; return its version, empty if that is on hold."""
     if verdict == "pass":
         run((sys.executable, "-m", "scripts.rollout", "rollout", "--cycle", str(directory)))
         if Night(directory).rollout.get("result") == "promoted":
             return str(cycle.read_json(directory / "gate.json")["candidate"]["model_version"])
     gone = forgotten(directory.parent, Night(directory).unlearn["erasure"])
-    stable = client.get_route("default").stable
+    stable = client.get_route(alias).stable
     if stable not in gone.learned_by.values():
         return stable
     if otherwise == "hold":
@@ -269,6 +277,7 @@ def settings(place: Place, mlflow_uri: str, database_url: str) -> dict[str, str]
         "AGENTLOOP_STATE_DIR": place.state_dir,
         "AGENTLOOP_BASE_GGUF": place.base_gguf,
         "AGENTLOOP_MODEL_NAME": place.model_name,
+        "AGENTLOOP_ALIAS": place.alias,
         "AGENTLOOP_SERVER": place.server,
         "AGENTLOOP_TOKEN": place.token,
         "AGENTLOOP_TOKEN_FILE": place.token_file and place.token_file.absolute(),

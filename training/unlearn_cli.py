@@ -10,6 +10,7 @@ from uuid import UUID
 import typer
 
 from training.cli_session import (
+    Alias,
     AsJson,
     BaseGguf,
     DatabaseUrl,
@@ -52,6 +53,7 @@ def unlearn(
     state_dir: StateDir = Path("var"),
     base_gguf: BaseGguf = None,
     model_name: ModelName = "gemma-3-270m",
+    alias: Alias = "default",
     server: Server = None,
     token: Token = None,
     token_file: TokenFile = None,
@@ -81,6 +83,7 @@ def unlearn(
         server=server,
         token=token,
         token_file=token_file,
+        alias=alias,
     )
     # The steps are commands, and read what this one was told where options are not: in the environment.
     os.environ.update(step.settings(place, mlflow_uri, database_url))
@@ -97,7 +100,9 @@ def unlearn(
         directory = step.begin(place.cycles_dir, erasure, by)
         verdict = step.retrain(directory, step.commanded)
         with Client(address(place), token, token_file=token_file) as client:
-            serving = step.serve(directory, verdict, otherwise, client, place.base_gguf, step.commanded)
+            serving = step.serve(
+                directory, verdict, otherwise, client, place.base_gguf, step.commanded, alias
+            )
             versions = gone.learned_by.values() if serving else ()
             withdrawn = step.withdraw(versions, client)
         uri = register.database(mlflow_uri, database_url, state_dir)

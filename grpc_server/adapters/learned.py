@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +28,31 @@ class Learned:
 
 
 def learned(cycles_dir: Path) -> Learned | None:
-    """What the cycles in a folder have learned; None where no cycle has a verdict.
+    """What all models have learned: the least of what the cycles of the folder, and of each one in it, have.
+
+    None where one of them has no cycle with a verdict.
 
     Raises:
         Precondition: if a cycle's record cannot be read; to guess would delete what nobody has learned.
     """
+    inside = sorted(cycles_dir.iterdir()) if cycles_dir.is_dir() else []
+    models = [each for each in inside if each.is_dir() and _has_cycles(each)]
+    alone = not models or any(_CYCLE_ID.fullmatch(each.name) for each in inside)
+    found = [*([_learned(inside)] if alone else []), *(_learned(each.iterdir()) for each in models)]
+    known = [each for each in found if each is not None]
+    return min(known, key=lambda one: one.xid) if len(known) == len(found) else None
+
+
+def _has_cycles(folder: Path) -> bool:
+    """Whether it is a folder of a model's own: one of cycles, which is no cycle itself."""
+    return not _CYCLE_ID.fullmatch(folder.name) and any(
+        _CYCLE_ID.fullmatch(each.name) for each in folder.iterdir()
+    )
+
+
+def _learned(inside: Iterable[Path]) -> Learned | None:
     latest: Learned | None = None
-    for cycle in cycles_dir.iterdir() if cycles_dir.is_dir() else ():
+    for cycle in inside:
         record = cycle / "snapshot" / "snapshot.json"
         judged = _CYCLE_ID.fullmatch(cycle.name) and (cycle / "gate.json").is_file() and record.is_file()
         if not judged:

@@ -26,6 +26,7 @@ from tests.coverage_files import untraced
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 HOME = Path(__file__).resolve().parents[2]
 ALL = [
+    "training room",
     "validation freeze",
     "validation check",
     "training curate",
@@ -40,6 +41,7 @@ ALL = [
 
 # A step, called as `-m <package> <step> …`. PLAY_<step> is bash that it runs.
 STEP = """#!/bin/bash
+if [[ $3 == models ]]; then eval "$PLAY_models"; fi
 mkdir -p "$AGENTLOOP_CYCLE_DIR"
 echo "$2 $3 $(cut -d' ' -f3 /proc/self/autogroup 2>/dev/null)" >>"$AGENTLOOP_CYCLE_DIR/ran"
 play="PLAY_$3"
@@ -138,8 +140,8 @@ def test_a_night_runs_every_step_in_its_order_at_the_lowest_priority_and_a_warm_
     )
     assert second.code == 0, second.out
     assert second.cycle_dir != first.cycle_dir
-    learned = [step for step in ALL[3:] if step != "ansible playbook"]
-    assert second.steps == ["training warmup", *learned]
+    learned = [step for step in ALL[4:] if step != "ansible playbook"]
+    assert second.steps == ["training room", "training warmup", *learned]
     assert f"   from {HOME}/var/datasets/bfcl:/sets & more/a b" in second.out.splitlines()
     assert "skipped: The champion serves on: the gate says inconclusive: as told" in second.out
 
@@ -147,7 +149,7 @@ def test_a_night_runs_every_step_in_its_order_at_the_lowest_priority_and_a_warm_
 def test_where_there_is_nothing_to_learn_the_night_skips_and_succeeds(night: Night) -> None:
     ran = night.run(PLAY_curate="echo too few examples; exit 99")
     assert ran.code == 0, ran.out
-    assert ran.steps == ["validation freeze", "validation check", "training curate", "training report"]
+    assert ran.steps == [*ALL[:4], "training report"]
     assert "   too few examples" in ran.out.splitlines()
 
 
@@ -157,7 +159,7 @@ def test_a_failed_step_fails_the_night_though_the_report_still_runs_and_the_cycl
     broken = night.run(PLAY_quantize="echo disk full; exit 1")
     assert broken.code == 1
     before = broken.steps
-    assert before == [*ALL[:4], "training quantize", "training quantize", "training report"]
+    assert before == [*ALL[:5], "training quantize", "training quantize", "training report"]
     assert "   disk full" in broken.out.splitlines()
     repaired = night.run("--cycle", broken.cycle_dir.name)
     assert repaired.code == 0, repaired.out
@@ -165,10 +167,40 @@ def test_a_failed_step_fails_the_night_though_the_report_still_runs_and_the_cycl
     assert repaired.steps == before + ALL
 
 
+MODELS = """
+models:
+  - {model: gemma-3-270m, alias: default, recipe: training/configs/gemma3-270m.yaml, base: Makefile}
+  - {model: gemma-3-1b, alias: agent, recipe: training/configs/gemma3-1b.yaml, base: README.md}
+"""
+
+
+@pytest.mark.soak
+def test_several_models_learn_in_one_night_and_what_stops_one_does_not_stop_the_other(night: Night) -> None:
+    listed = night.folder / "models.yaml"
+    listed.write_text(MODELS)
+    told = 'echo "$AGENTLOOP_MODEL_NAME $AGENTLOOP_ALIAS $AGENTLOOP_RECIPE $AGENTLOOP_BASE_GGUF"'
+    ran = night.run(
+        AGENTLOOP_NIGHT_MODELS=str(listed),
+        REAL=sys.executable,
+        # The list is read by the real command; the steps are played.
+        PLAY_models='exec "$REAL" -m training models',
+        PLAY_curate=f"{told}; [[ $AGENTLOOP_ALIAS == default ]] || {{ echo broken; exit 1; }}",
+    )
+    assert ran.code == 1, ran.out
+    cycles, cycle_id = ran.cycle_dir.parent, ran.cycle_dir.name
+    assert ran.steps == ALL
+    other = (cycles / "gemma-3-1b" / cycle_id / "ran").read_text().splitlines()
+    names = [line.rsplit(" ", 1)[0] for line in other]
+    assert names == [*ALL[:4], "training curate", "training report"]
+    recipe = HOME / "training" / "configs"
+    assert f"gemma-3-270m default {recipe}/gemma3-270m.yaml {HOME}/Makefile" in ran.out
+    assert f"gemma-3-1b agent {recipe}/gemma3-1b.yaml {HOME}/README.md" in ran.out
+
+
 def test_a_failed_report_fails_the_night_too(night: Night) -> None:
     ran = night.run(PLAY_report="exit 1", PLAY_freeze="exit 99")
     assert ran.code == 1
-    assert ran.steps == ["validation freeze", "training report", "training report"]
+    assert ran.steps == [*ALL[:2], "training report", "training report"]
 
 
 def test_a_night_that_is_told_to_end_ends_its_step_too(night: Night) -> None:

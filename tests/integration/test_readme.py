@@ -76,9 +76,9 @@ def readmes() -> list[str]:
 
 
 def dag_pages() -> list[str]:
-    """What the DAG's own page and those of its tasks show."""
-    tree = ast.parse((ROOT / "dags" / "nightly_loop.py").read_text(encoding="utf-8"))
-    texts = [str(node.value) for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    """What the DAGs' own pages and those of their tasks show."""
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "dags").glob("*.py")]
+    texts = [str(node.value) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     return [command for text in texts if "**What to do" in text for command in shown(text)]
 
 

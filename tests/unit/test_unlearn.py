@@ -309,6 +309,7 @@ def test_the_steps_are_told_what_the_command_was_told(tmp_path: Path) -> None:
         "AGENTLOOP_STATE_DIR": str(tmp_path / "var"),
         "AGENTLOOP_BASE_GGUF": str(tmp_path / "b.gguf"),
         "AGENTLOOP_MODEL_NAME": "gemma-3-270m",
+        "AGENTLOOP_ALIAS": "default",
         "AGENTLOOP_SERVER": "host:1",
         "AGENTLOOP_TOKEN_FILE": str(Path("t").absolute()),
         "AGENTLOOP_DATABASE_URL": "postgresql://db",
