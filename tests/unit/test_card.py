@@ -10,7 +10,10 @@ from training import card, curate, cycle, report
 
 
 def test_the_card_has_every_number_and_no_word_of_a_prompt(tmp_path: Path) -> None:
-    rows = [*traffic(0, 40), row(99, "Tell me about Zanzibar", feedback(call("Zanzibar"), caller="a|b\n# <c>"))]
+    rows = [
+        *traffic(0, 40),
+        row(99, "Tell me about Zanzibar", feedback(call("Zanzibar"), caller="a|b\n# <c>")),
+    ]
     directory = frozen(tmp_path / "20260101T000000Z", rows)
     record = curate.run(directory)
     text = (directory / "dataset" / card.CARD).read_text()
