@@ -6,7 +6,8 @@ every token. TRL has the settings that are fastest here: LoRA on plain weights, 
 own chunked cross-entropy. Ours is the nightly recipe on plain weights, too (NF4 that is unpacked saves no
 memory), and with smaller microbatches (RECIPE). Tokens are those of the examples, padding not counted, in
 the seconds of training; memory is the most that the process had resident while it trained, libraries and
-weights included. The loss on what was held out is reckoned by the same code for each.
+weights included. The loss on what was held out is reckoned by the same code for each. Ours may be higher by
+what the seed alone changes: two standard deviations over SEEDS (`holdout_noise`), measured in the same run.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from benchmarks.line import Line
@@ -32,6 +34,7 @@ STATE = Path(os.environ.get("AGENTLOOP_STATE_DIR", "var"))
 RECIPE: dict[str, Any] = {"method": "lora", "epochs": 1, "max_tokens": 10**9, "microbatch_tokens": 512}
 TRAIN = int(os.environ.get("AGENTLOOP_BENCH_EXAMPLES", "40"))
 HOLDOUT = 24
+SEEDS = (7, 8, 9)
 CHARACTERS = 800
 """Of a prompt at most: eight of twice that took the Trainer 18 GB, most of it logits."""
 
@@ -56,16 +59,16 @@ def prepare(folder: Path) -> None:
     (folder / "setup.json").write_text(json.dumps(about))
 
 
-def contend(name: str, folder: Path) -> dict[str, float]:
+def contend(name: str, folder: Path, seed: int = SEEDS[0]) -> dict[str, float]:
     """What one contender took."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.training_contender", name, str(folder)],
+        [sys.executable, "-m", "benchmarks.training_contender", name, str(folder), str(seed)],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(name, found, file=sys.stderr)
+    print(name, f"seed {seed}", found, file=sys.stderr)
     return found
 
 
@@ -75,13 +78,19 @@ def run() -> list[Line]:
         folder = Path(name)
         prepare(folder)
         ours, trainer, trl = (contend(each, folder) for each in ("ours", "trainer", "trl"))
+        losses = [
+            ours["holdout_loss"],
+            *(contend("ours", folder, seed)["holdout_loss"] for seed in SEEDS[1:]),
+        ]
+    noise = 2 * stdev(losses) / mean(losses)
+    no_worse = f"<= {1 + noise:.4f}"
     return [
         _ratio("training_memory_vs_trainer", "peak_bytes", ours, trainer, "transformers.Trainer", "<= 0.4"),
         _ratio("training_tokens_vs_trainer", "tokens_per_s", ours, trainer, "transformers.Trainer", ">= 2"),
-        _ratio("holdout_loss_vs_trainer", "holdout_loss", ours, trainer, "transformers.Trainer", "<= 1.02"),
+        _ratio("holdout_loss_vs_trainer", "holdout_loss", ours, trainer, "transformers.Trainer", no_worse),
         _ratio("training_tokens_vs_trl", "tokens_per_s", ours, trl, "trl.SFTTrainer", "> 1"),
         _ratio("training_memory_vs_trl", "peak_bytes", ours, trl, "trl.SFTTrainer"),
-        _ratio("holdout_loss_vs_trl", "holdout_loss", ours, trl, "trl.SFTTrainer", "<= 1.02"),
+        _ratio("holdout_loss_vs_trl", "holdout_loss", ours, trl, "trl.SFTTrainer", no_worse),
         Line(
             "training",
             "tokens_per_s",
@@ -98,6 +107,7 @@ def run() -> list[Line]:
             "transformers.Trainer",
             trainer["peak_bytes"] / 1e9,
         ),
+        Line("training", "holdout_noise", noise, "share", f"{len(SEEDS)} seeds", 0.0),
         Line("training", "holdout_loss", ours["holdout_loss"], "nats", "before", ours["holdout_before"]),
     ]
 

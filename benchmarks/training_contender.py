@@ -1,4 +1,4 @@
-"""One way to train, in a process of its own: `python -m benchmarks.training_contender NAME FOLDER`.
+"""One way to train, in a process of its own: `python -m benchmarks.training_contender NAME FOLDER SEED`.
 
 FOLDER holds `setup.json`, `train.jsonl` and `holdout.jsonl`. Prints one JSON line: tokens read a second of
 training, peak bytes of the process while it trained, and the loss on what was held out, reckoned by the same
@@ -198,14 +198,14 @@ def peak() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-def main(name: str, folder: Path) -> None:
+def main(name: str, folder: Path, seed: int) -> None:
     """Train, and print what it took."""
     stay_offline()
     about = json.loads((folder / "setup.json").read_text())
     words = tokenizer(Setup(Path(about["base"]), torch.bfloat16, [], read(), folder))
-    recipe = read().model_copy(update=about["recipe"])
+    recipe = read().model_copy(update={**about["recipe"], "seed": seed})
     train, holdout = (read_examples(folder / f"{part}.jsonl", words) for part in ("train", "holdout"))
-    scratch = folder / name
+    scratch = folder / f"{name}-{seed}"
     scratch.mkdir()
     setup = Setup(Path(about["base"]), getattr(torch, about["dtype"]), train, recipe, scratch)
     model, run = CONTENDERS[name](setup)
@@ -225,4 +225,4 @@ def main(name: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
