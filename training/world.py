@@ -7,7 +7,8 @@ whole step, so that any number of processes takes the same steps.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,6 +16,10 @@ import torch
 import torch.distributed as dist
 
 Share = TypeVar("Share")
+
+
+class ProcessLostError(RuntimeError):
+    """Another of the processes that train together does not answer any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,8 @@ class World:
         if self.size == 1 or not tensors:
             return
         flat = torch.cat([each.flatten() for each in tensors])
-        dist.all_reduce(flat)
+        with self._together():
+            dist.all_reduce(flat)
         start = 0
         for each in tensors:
             each.copy_(flat[start : start + each.numel()].view_as(each))
@@ -59,15 +65,29 @@ class World:
         if self.size == 1:
             return value
         summed = torch.tensor([value], dtype=torch.float64, device=device)
-        dist.all_reduce(summed)
+        with self._together():
+            dist.all_reduce(summed)
         return float(summed.item())
 
     def wait(self) -> None:
         """Until all have come here."""
         if self.size > 1:
-            dist.barrier()
+            with self._together():
+                dist.barrier()
 
     def leave(self) -> None:
         """Part from the others."""
         if self.size > 1:
             dist.destroy_process_group()
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What Gloo and NCCL say of a lost process is the name of a file of theirs."""
+        try:
+            yield
+        except RuntimeError as error:
+            raise ProcessLostError(
+                f"process {self.rank} of {self.size} lost another that trains with it"
+                f" ({type(error).__name__}); that one's own output says why. Start them again: they go on"
+                " from the last checkpoint"
+            ) from error

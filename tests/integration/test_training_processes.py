@@ -1,11 +1,17 @@
 """Several processes train as one, with Gloo, started by what `accelerate launch` uses for GPUs."""
 
+import contextlib
 import hashlib
+import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,8 +19,8 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.tiny_gemma import tiny_base
 from tests.unit.test_finetune import cycle_of, recipe_file, weights
-from training import cycle
-from training.world import World
+from training import cycle, finetune
+from training.world import ProcessLostError, World
 
 LAUNCH = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--module", "training")
 
@@ -41,32 +47,102 @@ def test_two_processes_add_up_and_share_by_turns(tmp_path: Path) -> None:
     assert (tmp_path / "1").read_text() == f"{same} ['b', 'd'] False"
 
 
+def _the_second_dies(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    world = World(rank, 2)
+    world.wait()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(ProcessLostError) as lost:
+        world.total(1.0, torch.device("cpu"))
+    Path(folder, "lost").write_text(str(lost.value))
+
+
 @pytest.mark.soak
-def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
-    gguf = tmp_path / "base.gguf"
+def test_a_process_whose_companion_was_killed_says_so_and_what_to_do(tmp_path: Path) -> None:
+    context = spawn(_the_second_dies, (str(tmp_path),), nprocs=2, join=False)  # type: ignore[no-untyped-call]
+    for process in context.processes:
+        process.join(240)
+    assert [process.exitcode for process in context.processes] == [0, -signal.SIGKILL]
+    assert re.fullmatch(
+        r"process 0 of 2 lost another that trains with it \(\w+\); that one's own output says why\."
+        r" Start them again: they go on from the last checkpoint",
+        (tmp_path / "lost").read_text(),
+    )
+
+
+@pytest.fixture(scope="module")
+def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state folder that holds a tiny base, converted already, of `base.gguf` beside it."""
+    folder = tmp_path_factory.mktemp("state")
+    gguf = folder / "base.gguf"
     gguf.write_bytes(b"stands for the file that the base was made of")
-    kept = tmp_path / "state" / "cache" / "hf" / hashlib.sha256(gguf.read_bytes()).hexdigest()
+    kept = folder / "cache" / "hf" / hashlib.sha256(gguf.read_bytes()).hexdigest()
     kept.mkdir(parents=True)
     tiny_base(kept)
+    return folder
+
+
+def _launched(directory: Path, recipe: Path, state: Path) -> "subprocess.Popen[str]":
+    """Two processes that train together, as they are started for two GPUs."""
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", *LAUNCH, "finetune", "--cycle", directory, "--config", recipe),
+            *("--state-dir", state, "--base-gguf", state / "base.gguf"),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)  # they import transformers and peft anew; on a busy machine that takes minutes
+def test_two_processes_learn_what_one_does(tmp_path: Path, state: Path) -> None:
     adapters = []
-    for name, launcher in (("one", ("training",)), ("two", LAUNCH)):
+    for name in ("one", "two"):
         folder = tmp_path / name
         folder.mkdir()
-        directory = cycle_of(folder, examples=8)
-        chosen = recipe_file(folder, epochs=1, microbatch_tokens=64)
-        subprocess.run(
-            [
-                *(sys.executable, "-m", *launcher, "finetune", "--cycle", directory, "--config", chosen),
-                *("--state-dir", tmp_path / "state", "--base-gguf", gguf),
-            ],
-            check=True,
-            capture_output=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
+        directory = cycle_of(folder, examples=9)  # of one step there is nothing for the second process
+        chosen = recipe_file(folder, epochs=2, microbatch_tokens=64)
+        if name == "one":
+            finetune.run(directory, state / "base.gguf", state, chosen)
+        else:
+            together = _launched(directory, chosen, state)
+            _, said = together.communicate()
+            assert together.returncode == 0, said
         found = cycle.read_json(directory / "adapter" / "finetune.json")
-        assert (found["processes"], found["steps"]) == (1 if name == "one" else 2, 2)
-        adapters.append((found, weights(directory / "adapter")))
-    (one, alone), (two, together) = adapters
-    assert two["loss_first"] == pytest.approx(one["loss_first"], rel=1e-5)
-    for name, value in alone.items():
-        torch.testing.assert_close(value, together[name], rtol=1e-2, atol=1e-4)
+        assert (found["processes"], found["steps"]) == (1 if name == "one" else 2, 6)
+        lines = (directory / "adapter" / "training.jsonl").read_text().splitlines()
+        adapters.append(([json.loads(line)["loss"] for line in lines], weights(directory / "adapter")))
+    (losses, alone), (of_two, together_learned) = adapters
+    assert of_two == pytest.approx(losses, rel=1e-4)
+    for tensor, value in alone.items():
+        torch.testing.assert_close(value, together_learned[tensor], rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+def test_a_killed_process_ends_the_other_and_the_launcher_says_which_and_how(
+    tmp_path: Path, state: Path
+) -> None:
+    directory = cycle_of(tmp_path, examples=8)
+    launcher = _launched(directory, recipe_file(tmp_path, epochs=2000, checkpoint_steps=1), state)
+    workers: list[psutil.Process] = []
+    try:
+        while not (directory / "adapter.partial" / "state.pt").is_file():
+            assert launcher.poll() is None, launcher.communicate()[1]
+            time.sleep(0.05)
+        workers = psutil.Process(launcher.pid).children()
+        second = next(worker for worker in workers if worker.environ().get("RANK") == "1")
+        second.kill()
+        _, said = launcher.communicate(timeout=600)
+        assert launcher.returncode == 1
+        assert f"Signal 9 (SIGKILL) received by PID {second.pid}" in said
+        assert not any(worker.is_running() for worker in workers)
+        assert not (directory / "adapter").exists()
+    finally:
+        launcher.kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
