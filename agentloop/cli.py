@@ -13,6 +13,7 @@ import typer
 from agentloop import (
     cli_chat,
     cli_cycles,
+    cli_gpu,
     cli_hand_over,
     cli_inference,
     cli_lineage,
@@ -48,6 +49,7 @@ app = typer.Typer(
 app.add_typer(cli_models.app, name="models")
 app.add_typer(cli_route.app, name="route")
 app.add_typer(cli_cycles.app, name="cycles")
+app.add_typer(cli_gpu.app, name="gpu")
 app.command()(cli_chat.chat)
 app.command()(cli_top.top)
 app.command()(cli_inference.generate)

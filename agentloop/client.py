@@ -33,6 +33,8 @@ from agentloop.types import (
     ChatEvent,
     Completed,
     Embeddings,
+    GpuHandover,
+    GpuLease,
     InstallProgress,
     JsonObject,
     Message,
@@ -48,6 +50,8 @@ from agentloop.types import (
 )
 from agentloop.v1 import (
     feedback_pb2_grpc,
+    gpu_pb2,
+    gpu_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     log_pb2,
@@ -62,6 +66,7 @@ Response = TypeVar("Response")
 CHAT_TIMEOUT_S = 300.0
 CALL_TIMEOUT_S = 30.0
 INSTALL_TIMEOUT_S = 1800.0
+LEASE_TIMEOUT_S = 600.0
 
 
 class AsyncClient:
@@ -87,6 +92,7 @@ class AsyncClient:
         self._log = log_pb2_grpc.LogServiceStub(self._channel)
         self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._gpu = gpu_pb2_grpc.GpuServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     async def __aenter__(self) -> Self:
@@ -416,6 +422,28 @@ class AsyncClient:
         request = model_pb2.SetRouteRequest(route=wire.route_to_proto(alias, targets, revision))
         response = await self._call(self._models.SetRoute, request, timeout_s, safe=False)
         return wire.route_from_proto(response.route)
+
+    async def lease_gpu(self, holder: str, *, timeout_s: float = LEASE_TIMEOUT_S) -> GpuLease:
+        """Take the server's GPU, once serving has left it. Raises ResourceExhausted: somebody has it."""
+        request = gpu_pb2.LeaseGpuRequest(holder=holder)
+        return wire.lease_from_proto(
+            (await self._call(self._gpu.LeaseGpu, request, timeout_s, safe=False)).lease
+        )
+
+    async def renew_gpu_lease(self, lease_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> GpuLease:
+        """Put the end of a lease off. Raises NotFound: it is over, and the GPU is not ours any more."""
+        request = gpu_pb2.RenewGpuLeaseRequest(lease_id=lease_id)
+        return wire.lease_from_proto((await self._call(self._gpu.RenewGpuLease, request, timeout_s)).lease)
+
+    async def release_gpu_lease(self, lease_id: str, *, timeout_s: float = LEASE_TIMEOUT_S) -> bool:
+        """End a lease, and wait until the models are back; False if it was over already."""
+        request = gpu_pb2.ReleaseGpuLeaseRequest(lease_id=lease_id)
+        return (await self._call(self._gpu.ReleaseGpuLease, request, timeout_s)).changed
+
+    async def gpu_handover(self, *, timeout_s: float = CALL_TIMEOUT_S) -> GpuHandover:
+        """Who has the server's GPU."""
+        request = gpu_pb2.GetGpuHandoverRequest()
+        return wire.handover_from_proto(await self._call(self._gpu.GetGpuHandover, request, timeout_s))
 
     async def health(self, service: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> str:
         """`SERVING`, `NOT_SERVING` … by grpc.health.v1; needs no token. Raises NotFound: no such service."""

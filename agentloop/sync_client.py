@@ -14,7 +14,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from agentloop import log_wire, wire
-from agentloop.client import CALL_TIMEOUT_S, CHAT_TIMEOUT_S, INSTALL_TIMEOUT_S
+from agentloop.client import CALL_TIMEOUT_S, CHAT_TIMEOUT_S, INSTALL_TIMEOUT_S, LEASE_TIMEOUT_S
 from agentloop.connection import Priority, connection
 from agentloop.errors import IncompleteStream, from_grpc
 from agentloop.log_types import Inference, InferencePage, InferenceStatus
@@ -24,6 +24,8 @@ from agentloop.types import (
     ChatEvent,
     Completed,
     Embeddings,
+    GpuHandover,
+    GpuLease,
     InstallProgress,
     JsonObject,
     Message,
@@ -39,6 +41,8 @@ from agentloop.types import (
 )
 from agentloop.v1 import (
     feedback_pb2_grpc,
+    gpu_pb2,
+    gpu_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     log_pb2,
@@ -70,6 +74,7 @@ class Client:
         self._log = log_pb2_grpc.LogServiceStub(self._channel)
         self._feedback = feedback_pb2_grpc.FeedbackServiceStub(self._channel)
         self._models = model_pb2_grpc.ModelServiceStub(self._channel)
+        self._gpu = gpu_pb2_grpc.GpuServiceStub(self._channel)
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -372,6 +377,26 @@ class Client:
         request = model_pb2.SetRouteRequest(route=wire.route_to_proto(alias, targets, revision))
         response = self._call(self._models.SetRoute, request, timeout_s, safe=False)
         return wire.route_from_proto(response.route)
+
+    def lease_gpu(self, holder: str, *, timeout_s: float = LEASE_TIMEOUT_S) -> GpuLease:
+        """As `AsyncClient.lease_gpu`."""
+        request = gpu_pb2.LeaseGpuRequest(holder=holder)
+        return wire.lease_from_proto(self._call(self._gpu.LeaseGpu, request, timeout_s, safe=False).lease)
+
+    def renew_gpu_lease(self, lease_id: str, *, timeout_s: float = CALL_TIMEOUT_S) -> GpuLease:
+        """As `AsyncClient.renew_gpu_lease`."""
+        request = gpu_pb2.RenewGpuLeaseRequest(lease_id=lease_id)
+        return wire.lease_from_proto(self._call(self._gpu.RenewGpuLease, request, timeout_s).lease)
+
+    def release_gpu_lease(self, lease_id: str, *, timeout_s: float = LEASE_TIMEOUT_S) -> bool:
+        """As `AsyncClient.release_gpu_lease`."""
+        request = gpu_pb2.ReleaseGpuLeaseRequest(lease_id=lease_id)
+        return self._call(self._gpu.ReleaseGpuLease, request, timeout_s).changed
+
+    def gpu_handover(self, *, timeout_s: float = CALL_TIMEOUT_S) -> GpuHandover:
+        """As `AsyncClient.gpu_handover`."""
+        request = gpu_pb2.GetGpuHandoverRequest()
+        return wire.handover_from_proto(self._call(self._gpu.GetGpuHandover, request, timeout_s))
 
     def health(self, service: str = "", *, timeout_s: float = CALL_TIMEOUT_S) -> str:
         """As `AsyncClient.health`."""

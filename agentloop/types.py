@@ -12,6 +12,7 @@ ToolChoice = Literal["auto", "none", "required"]
 FinishReason = Literal["stop", "length", "tool_calls"]
 TargetRole = Literal["stable", "canary", "shadow"]
 InstallPhase = Literal["waiting", "checking", "copying", "loading"]
+HandoverState = Literal["serving", "draining", "leased", "restoring"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,30 @@ class Embeddings:
     vectors: tuple[tuple[float, ...], ...]
     model_version: str
     input_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class GpuLease:
+    """The right to a server's GPU. Seconds are from when the server answered.
+
+    It ends after `expires_in_s` unless it is renewed, which puts that off to `lease_s`, and after
+    `remaining_s` in any case.
+    """
+
+    id: str
+    holder: str
+    expires_in_s: float
+    remaining_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class GpuHandover:
+    """Who has a server's GPU; `mode` is `off`, `drain` or `shrink`. `lease` is None while serving has it."""
+
+    state: HandoverState
+    mode: str
+    lease: GpuLease | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,9 @@ from agentloop.types import (
     Completed,
     Embeddings,
     FinishReason,
+    GpuHandover,
+    GpuLease,
+    HandoverState,
     InstallPhase,
     InstallProgress,
     JsonObject,
@@ -31,7 +34,7 @@ from agentloop.types import (
     ToolCall,
     ToolChoice,
 )
-from agentloop.v1 import feedback_pb2, inference_pb2, model_pb2
+from agentloop.v1 import feedback_pb2, gpu_pb2, inference_pb2, model_pb2
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -64,6 +67,12 @@ _PHASES: dict[int, InstallPhase] = {
     model_pb2.INSTALL_PHASE_CHECKING: "checking",
     model_pb2.INSTALL_PHASE_COPYING: "copying",
     model_pb2.INSTALL_PHASE_LOADING: "loading",
+}
+HANDOVER_STATES: dict[int, HandoverState] = {
+    gpu_pb2.HANDOVER_STATE_SERVING: "serving",
+    gpu_pb2.HANDOVER_STATE_DRAINING: "draining",
+    gpu_pb2.HANDOVER_STATE_LEASED: "leased",
+    gpu_pb2.HANDOVER_STATE_RESTORING: "restoring",
 }
 TARGET_ROLE_NAMES: dict[int, TargetRole] = {number: name for name, number in _TARGET_ROLES.items()}
 
@@ -261,6 +270,19 @@ def feedback_request(
 def model_from_proto(model: model_pb2.ModelVersion) -> ModelVersion:
     """A model version."""
     return ModelVersion(model.name, model.sha256, model.size_bytes, model.loaded)
+
+
+def lease_from_proto(lease: gpu_pb2.GpuLease) -> GpuLease:
+    """A lease of the GPU."""
+    return GpuLease(
+        lease.id, lease.holder, lease.expires_in_seconds, lease.remaining_seconds, lease.lease_seconds
+    )
+
+
+def handover_from_proto(response: gpu_pb2.GetGpuHandoverResponse) -> GpuHandover:
+    """Who has the GPU; a state that this version of the client does not know is told as `draining`."""
+    lease = lease_from_proto(response.lease) if response.HasField("lease") else None
+    return GpuHandover(HANDOVER_STATES.get(response.state, "draining"), response.mode, lease)
 
 
 def details_from_proto(response: model_pb2.GetModelResponse) -> ModelDetails:

@@ -64,6 +64,11 @@ class Audit:
             self._ended(kind, caller.name, subject, {**told, **outcome.detail, "outcome": "done"})
         )
 
+    async def done(self, kind: str, caller: Caller, subject: str, detail: Mapping[str, Any]) -> None:
+        """Write an act down that is done whether that can be written or not."""
+        told = {**detail, "key_id": caller.key_id, "server_id": self._server_id, "outcome": "done"}
+        await self._ended(kind, caller.name, subject, told)
+
     def denied(self, caller: Caller, method: str) -> None:
         """A caller's token did not allow an administrative call."""
         key = (caller.key_id, caller.name, method)

@@ -31,6 +31,7 @@ from grpc_server.adapters.otlp import tracing
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.adapters.postgres_cancellations import PostgresCancellations
 from grpc_server.adapters.postgres_changes import CANCELLATIONS, ROUTES, TOKENS, Read, Watch, changes
+from grpc_server.adapters.postgres_leases import PostgresLeases
 from grpc_server.adapters.postgres_reader import PostgresReader
 from grpc_server.adapters.redacting_spool import RedactingSpool, read_key
 from grpc_server.adapters.redaction_process import RedactionProcess
@@ -41,9 +42,10 @@ from grpc_server.admission import Admission
 from grpc_server.audit import Audit
 from grpc_server.background import in_background
 from grpc_server.domain.ports import Authenticator, Engine, LogReader, Routes, Spool
-from grpc_server.domain.types import Limits
+from grpc_server.domain.types import HandoverState, Limits
 from grpc_server.drain import Drain
-from grpc_server.first_route import load_routed, routed
+from grpc_server.first_route import load_routed, routed, routed_versions
+from grpc_server.handover import Handover
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.night_figures import NightFigures
@@ -123,7 +125,6 @@ async def service(
             watch = Watch(lambda: changes(store.dsn), watched)
             await stack.enter_async_context(in_background(watch.run(), "changes elsewhere"))
         await stack.enter_async_context(routed(settings, engine, routes))
-        await load_routed(settings, engine, routes)
         traced = traced_spool(recorded, tracer)
         inference = Inference(
             traced_engine(engine, tracer),
@@ -148,6 +149,11 @@ async def service(
             elsewhere.end_here = inference.end_here
         audit = Audit(store, settings.server_id)
         await stack.enter_async_context(audit.running())
+        leases = PostgresLeases(store, settings.server_id) if isinstance(store, PostgresStore) else None
+        handover = _handover(settings, engine, inference, routes, audit, leases)
+        await stack.enter_async_context(handover.running())
+        if handover.state is HandoverState.SERVING:
+            await load_routed(settings, engine, routes)
         if reader is None:
             reader = await stack.enter_async_context(PostgresReader(store.dsn))
         running = await stack.enter_async_context(
@@ -160,6 +166,7 @@ async def service(
                 routes=routes,
                 authenticator=authenticator,
                 audit=audit,
+                handover=handover,
                 check_store=store.check,
                 metrics=metrics,
                 tracer=tracer,
@@ -426,6 +433,28 @@ def _jwt_limits(settings: Settings) -> Limits:
         settings.jwt_tokens_per_minute or None,
         settings.jwt_concurrent_streams or None,
         alias_names(settings.jwt_aliases) if settings.jwt_aliases else None,
+    )
+
+
+def _handover(
+    settings: Settings,
+    engine: Engine,
+    inference: Inference,
+    routes: Routes,
+    audit: Audit,
+    leases: PostgresLeases | None,
+) -> Handover:
+    return Handover(
+        engine,
+        inference,
+        lambda: routed_versions(routes),
+        audit,
+        leases,
+        mode=settings.gpu_handover,
+        lease_seconds=settings.gpu_lease_seconds,
+        max_seconds=settings.gpu_lease_max_seconds,
+        drain_seconds=settings.gpu_drain_seconds,
+        small_context_tokens=settings.gpu_small_context_tokens,
     )
 
 

@@ -61,14 +61,18 @@ async def load_routed(settings: Settings, engine: Engine, routes: Routes) -> Non
 
     The base model is installed again where this engine lacks it: the one before may have been another.
     """
-    names = {target.model_version for route in routes.all() for target in route.targets if target.weight}
-    for name in sorted(names):
+    for name in sorted(routed_versions(routes)):
         try:
             if name == _base(settings) and settings.base_gguf.exists():
                 await _install_base(settings, engine)
             await engine.load(name)
         except AgentLoopError as error:
             log.warning("a model version was not loaded", extra={"model_version": name, "error": str(error)})
+
+
+def routed_versions(routes: Routes) -> set[str]:
+    """The model versions that routes lead requests to."""
+    return {target.model_version for route in routes.all() for target in route.targets if target.weight}
 
 
 async def _install_base(settings: Settings, engine: Engine) -> None:

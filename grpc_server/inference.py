@@ -105,6 +105,7 @@ class Inference:
         self._draw = draw
         self._new_id = new_id
         self._closing = False
+        self._paused: Callable[[], AgentLoopError] | None = None
         self._running: set[Running] = set()
         self._accepted: dict[UUID, Running] = {}
         self._shadows: set[asyncio.Task[None]] = set()
@@ -211,12 +212,25 @@ class Inference:
     async def drain(self, grace_seconds: float) -> None:
         """Refuse new requests, let those that run finish, and end the rest when the grace period is over."""
         self._closing = True
+        text = "this server shut down before the answer was complete; ask again"
+        await self._ended(grace_seconds, lambda: ShuttingDown(text))
+
+    async def pause(self, refusal: Callable[[], AgentLoopError], grace_seconds: float) -> None:
+        """Refuse new requests so until `resume`; returns when none runs. What lasts longer ends so, too."""
+        self._paused = refusal
+        await self._ended(grace_seconds, refusal)
+
+    def resume(self) -> None:
+        """Take requests again."""
+        self._paused = None
+
+    async def _ended(self, grace_seconds: float, error: Callable[[], AgentLoopError]) -> None:
         try:
             async with asyncio.timeout(grace_seconds):
                 await self._idle.wait()
         except TimeoutError:
             for running in self._running:
-                running.stop(ShuttingDown("this server shut down before the answer was complete; ask again"))
+                running.stop(error())
             await self._idle.wait()
 
     def _arrived(
@@ -261,6 +275,8 @@ class Inference:
     ) -> Result:
         if self._closing:
             raise ShuttingDown("this server is shutting down; ask again")
+        if self._paused is not None:
+            raise self._paused()
         self._running.add(running)
         self._idle.clear()
         try:

@@ -22,7 +22,8 @@ from prometheus_client import (
 from grpc_server.admission import Admission
 from grpc_server.domain.errors import AgentLoopError, InvalidArgument
 from grpc_server.domain.ports import Gpu, SpoolState
-from grpc_server.domain.types import InferenceEnded, InferenceStarted, Priority, Status
+from grpc_server.domain.types import HandoverState, InferenceEnded, InferenceStarted, Priority, Status
+from grpc_server.handover import Handover
 from grpc_server.series import VersionSeries
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # they double what is scraped, unread
@@ -36,6 +37,9 @@ _PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
 _QUEUE = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
+
+ENDS = ("released", "expired", "overdue", "failed")
+"""How leases of the GPU end."""
 
 ALIASES = 64
 """Aliases that are shown by name."""
@@ -171,6 +175,25 @@ class Metrics:
         self._gauge(name, about).set_function(available)
         self._gauge("agentloop_memory_floor_bytes", "With less, new work is refused.").set(floor)
 
+    def watch_handover(self, handover: Handover) -> None:
+        """Read at each scrape who has the GPU, and count how leases of it end."""
+        states = self._gauge("agentloop_gpu_handover", "1 for the state of the GPU's handover.", "state")
+        for state in HandoverState:
+            states.labels(state.value).set_function(partial(_is, handover, state))
+        held = self._gauge("agentloop_gpu_lease_seconds", "How long the GPU has been away from serving.")
+        held.set_function(lambda: handover.held_seconds)
+        most = self._gauge("agentloop_gpu_lease_max_seconds", "How long it may be: then it is taken back.")
+        most.set(handover.max_seconds)
+        ended = Counter(
+            "agentloop_gpu_leases",
+            "Leases of the GPU that ended: released, expired (not renewed), overdue (too long), failed.",
+            ("ended",),
+            registry=self.registry,
+        )
+        for why in ENDS:
+            ended.labels(why)
+        handover.ended = lambda why: ended.labels(why).inc()
+
     def watch_hosts(self, standings: Callable[[], dict[str, int]]) -> None:
         """Read at each scrape how the hosts of an engine fare that has several."""
         hosts = self._gauge(
@@ -290,3 +313,7 @@ class Metrics:
 
     def _gauge(self, name: str, description: str, *labels: str) -> Gauge:
         return Gauge(name, description, labels, registry=self.registry)
+
+
+def _is(handover: Handover, state: HandoverState) -> float:
+    return float(handover.state is state)

@@ -36,15 +36,24 @@ class State:
 
 
 class Readiness:
-    """Checks every part. Postgres may be down: the spool takes what it cannot, for as long as it has room."""
+    """Checks every part. Postgres may be down: the spool takes what it cannot, for as long as it has room.
+
+    `away` is why requests are refused while the engine is well: its GPU is lent to a training.
+    """
 
     def __init__(
-        self, engine: Engine, spool: Spool, routes: Routes, check_store: Callable[[], Awaitable[object]]
+        self,
+        engine: Engine,
+        spool: Spool,
+        routes: Routes,
+        check_store: Callable[[], Awaitable[object]],
+        away: Callable[[], str] = str,
     ) -> None:
         self._engine = engine
         self._spool = spool
         self._routes = routes
         self._check_store = check_store
+        self._away = away
         self.closing = False
 
     async def state(self) -> State:
@@ -53,7 +62,10 @@ class Readiness:
         spool, route = self._spool_part(), self._route_part()
         if not store.ok:
             store = Part(False, f"{store.detail}; {self._spool.state().records} records wait in the spool")
-        ready = engine.ok and spool.ok and route.ok and not self.closing
+        away = self._away()
+        if engine.ok and away:
+            engine = Part(True, away)
+        ready = engine.ok and spool.ok and route.ok and not self.closing and not away
         return State(ready, engine, spool, store, route)
 
     def _spool_part(self) -> Part:

@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from grpc_server.domain.errors import InvalidArgument
 from grpc_server.domain.rules import check_alias
+from grpc_server.domain.types import HandoverMode
 from grpc_server.settings_sources import PREFIX, SecretFiles, YamlFile
 
 _URL = re.compile(r"(https?://)?[A-Za-z0-9_.-]+(:\d{1,5})?/?|(https?://)?\[[0-9a-fA-F:.]+\](:\d{1,5})?/?")
@@ -212,6 +213,23 @@ class Settings(BaseSettings):
     unread_seconds: float = Field(
         default=30, gt=0, le=3600, description="How long a caller may leave an answer unread: then it ends."
     )
+    gpu_handover: HandoverMode = Field(
+        default=HandoverMode.OFF,
+        description="How serving gives way to a training that wants its GPU: off (not at all), drain"
+        " (requests are refused until it is back), shrink (they are answered on the processor).",
+    )
+    gpu_lease_seconds: float = Field(
+        default=30, ge=2, le=3600, description="A training that is silent for so long has lost the GPU."
+    )
+    gpu_lease_max_seconds: float = Field(
+        default=6 * 3600, ge=1, le=7 * 86400, description="How long a training may have the GPU at most."
+    )
+    gpu_drain_seconds: float = Field(
+        default=30, ge=0, le=3600, description="What requests get to end in when the GPU is handed over."
+    )
+    gpu_small_context_tokens: int = Field(
+        default=1024, ge=256, le=131072, description="Tokens of one conversation while serving is shrunk."
+    )
     grace_seconds: float = Field(
         default=10, ge=0, le=3600, description="What streams get to end at shutdown."
     )
@@ -329,6 +347,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{PREFIX}JWKS needs {PREFIX}JWT_ISSUER and {PREFIX}JWT_AUDIENCE too: without them the"
                 " tokens of any service of that issuer would be taken"
+            )
+        if self.gpu_handover is not HandoverMode.OFF and len(ollama_urls(self.ollama_url)) > 1:
+            raise ValueError(
+                f"{PREFIX}GPU_HANDOVER is {self.gpu_handover.value}, and {PREFIX}OLLAMA_URL names several:"
+                " which of their GPUs would be lent? Give the one beside the training a server of its own"
             )
         if (self.tls_cert_file is None) != (self.tls_key_file is None):
             raise ValueError(f"{PREFIX}TLS_CERT_FILE and {PREFIX}TLS_KEY_FILE need each other")

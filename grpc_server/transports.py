@@ -17,6 +17,8 @@ from opentelemetry.trace import Tracer
 from agentloop.v1 import (
     feedback_pb2,
     feedback_pb2_grpc,
+    gpu_pb2,
+    gpu_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     log_pb2,
@@ -28,6 +30,7 @@ from grpc_server.audit import Audit
 from grpc_server.background import in_background
 from grpc_server.domain.errors import Precondition
 from grpc_server.domain.ports import Authenticator, Engine, LogReader, Routes, Spool
+from grpc_server.handover import Handover
 from grpc_server.http.app import make_app
 from grpc_server.http.listener import join_address, listening
 from grpc_server.inference import Inference
@@ -37,6 +40,7 @@ from grpc_server.interceptors.tracing import TraceInterceptor
 from grpc_server.metrics import Metrics
 from grpc_server.readiness import Readiness
 from grpc_server.servicers.feedback import FeedbackServicer
+from grpc_server.servicers.gpu import GpuServicer
 from grpc_server.servicers.health import HealthServicer
 from grpc_server.servicers.inference import InferenceServicer
 from grpc_server.servicers.log import LogServicer
@@ -58,6 +62,7 @@ SERVICES = (
     log_pb2.DESCRIPTOR.services_by_name["LogService"].full_name,
     feedback_pb2.DESCRIPTOR.services_by_name["FeedbackService"].full_name,
     model_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    gpu_pb2.DESCRIPTOR.services_by_name["GpuService"].full_name,
 )
 
 OPTIONS: list[tuple[str, Any]] = [
@@ -104,6 +109,7 @@ async def listen(
     routes: Routes,
     authenticator: Authenticator,
     audit: Audit,
+    handover: Handover,
     check_store: Callable[[], Awaitable[object]],
     metrics: Metrics,
     tracer: Tracer | None = None,
@@ -121,7 +127,8 @@ async def listen(
     tracer = tracer or silent()
     admission = inference.admission
     metrics.watch(spool=spool.state, admission=admission)
-    readiness = Readiness(engine, spool, routes, check_store)
+    metrics.watch_handover(handover)
+    readiness = Readiness(engine, spool, routes, check_store, handover.away)
     health = HealthServicer(SERVICES)
     async with contextlib.AsyncExitStack() as stack:
         app = make_app(
@@ -153,8 +160,16 @@ async def listen(
             FeedbackServicer(spool, logged=metrics.logged), listener
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
-            ModelServicer(engine, routes, audit, max_bytes=int(settings.models_max_bytes)), listener
+            ModelServicer(
+                engine,
+                routes,
+                audit,
+                max_bytes=int(settings.models_max_bytes),
+                refuse_loading=handover.refuse_loading,
+            ),
+            listener,
         )
+        gpu_pb2_grpc.add_GpuServiceServicer_to_server(GpuServicer(handover), listener)
         health_pb2_grpc.add_HealthServicer_to_server(health, listener)
         reflection.enable_server_reflection(
             (*SERVICES, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME),

@@ -34,6 +34,7 @@ from grpc_server.domain.types import (
     InferenceStarted,
     InstallPhase,
     InstallProgress,
+    KeptLease,
     Limits,
     LogRecord,
     ModelDetails,
@@ -109,6 +110,7 @@ class FakeEngine:
         self.running = 0
         self.stopped: list[Generation] = []
         self.streaming = asyncio.Event()
+        self.small: int | None = None
         self.closed = False
 
     async def generate(self, generation: Generation) -> AsyncGenerator[Piece | Finished, None]:
@@ -188,6 +190,17 @@ class FakeEngine:
     async def remove(self, name: str) -> bool:
         await self.check()
         return self.models.pop(name, None) is not None
+
+    async def shrink(self, context_tokens: int) -> None:
+        await self._move(context_tokens)
+
+    async def grow(self) -> None:
+        await self._move(None)
+
+    async def _move(self, small: int | None) -> None:
+        await self.check()
+        self.small = small
+        self.models = {name: replace(model, loaded=False) for name, model in self.models.items()}
 
     async def check(self) -> None:
         if self.down:
@@ -408,6 +421,31 @@ class FakeLogReader:
                 )
             )
         return rows
+
+
+class FakeLeaseStore:
+    """The lease in a field."""
+
+    def __init__(self, kept: KeptLease | None = None, *, down: bool = False) -> None:
+        self.kept = kept
+        self.down = down
+
+    async def keep(self, lease: KeptLease) -> None:
+        self._up()
+        self.kept = lease
+
+    async def find(self) -> KeptLease | None:
+        self._up()
+        return self.kept
+
+    async def forget(self, lease_id: UUID) -> None:
+        self._up()
+        if self.kept is not None and self.kept.id == lease_id:
+            self.kept = None
+
+    def _up(self) -> None:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
 
 
 class FakeTokenStore:

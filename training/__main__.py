@@ -6,12 +6,13 @@ Each step imports its libraries when it runs: `--help` and the light steps do no
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from training import again_cli, datasets_cli, tracking_cli, unlearn_cli, upkeep_cli
+from training import again_cli, datasets_cli, gpu_cli, lease, tracking_cli, unlearn_cli, upkeep_cli
 from training.cli_session import (
     Alias,
     AsJson,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 datasets_cli.add_to(app)
 app.add_typer(again_cli.app)
+app.add_typer(gpu_cli.app)
 app.add_typer(tracking_cli.app)
 app.add_typer(unlearn_cli.app)
 app.add_typer(upkeep_cli.app)
@@ -130,6 +132,9 @@ def finetune(
     as_json: AsJson = False,
 ) -> None:
     """Train a LoRA adapter on the untouched base; goes on from its last checkpoint after a kill."""
+    if gpu_cli.wanted():
+        gpu_cli.leased([sys.executable, "-m", "training", *sys.argv[1:]])
+    lease.end_when_over()
     # Threads that wait for work must not spin: other processes want the processor. Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training import finetune as step

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from training import lease
 from training.checkpoint import Checkpoint, History
 from training.microbatch import grouped
 from training.recipe import Recipe
@@ -49,6 +50,7 @@ def train_adapter(
     Raises:
         LossNotFiniteError: if the loss is no longer a number.
         TooLittleMemoryError: if memory runs out at one example a microbatch.
+        LeaseLostError: if the GPU was lent to us, and is not any more; what was learned is kept.
     """
     world = world or World()
     steps = plan_steps(
@@ -63,6 +65,13 @@ def train_adapter(
     history.microbatch_tokens = history.microbatch_tokens or options.microbatch_tokens
     progress(len(history.lines), len(steps))
     for number in range(len(history.lines), len(steps)):
+        if lease.over():
+            if world.first:
+                checkpoint.save(adapted, optimizer, history)
+            raise lease.LeaseLostError(
+                f"serving has taken the GPU back after step {number} of {len(steps)}; start the training"
+                " again: it goes on from there"
+            )
         began = monotonic()
         batch = [examples[index] for index in steps[number]]
         rate = learning_rate(number, len(steps), options)
@@ -116,12 +125,21 @@ def _step(
     loss = _gradients_that_fit(adapted, batch, options, history, world)
     if not math.isfinite(loss):
         raise LossNotFiniteError(f"the loss is {loss}; lower learning_rate in the recipe")
-    world.add([each.grad for each in adapted.masters if each.grad is not None])
+    world.add(_every_gradient(adapted, world))
     torch.nn.utils.clip_grad_norm_(adapted.masters, options.clip_gradient)
     optimizer.step()
     adapted.forget_gradients()
     adapted.take_over_masters()
     return loss
+
+
+def _every_gradient(adapted: Adapted, world: World) -> list[torch.Tensor]:
+    """The gradients; zeros where a process had no part of the step, as all must add up as many."""
+    if world.size > 1:
+        for each in adapted.masters:
+            if each.grad is None:
+                each.grad = torch.zeros_like(each)
+    return [each.grad for each in adapted.masters if each.grad is not None]
 
 
 def _gradients_that_fit(

@@ -80,6 +80,7 @@ class EmbeddedEngine:
         self._installing = asyncio.Lock()
         self._details: dict[str, ModelDetails] = {}  # of installed versions
         self._closed = False
+        self._small: int | None = None  # the context while the GPU is lent
 
     async def __aenter__(self) -> EmbeddedEngine:
         await asyncio.to_thread(self._remove_stale)
@@ -179,6 +180,16 @@ class EmbeddedEngine:
             self._gguf(name).unlink(missing_ok=True)
             return there
 
+    async def shrink(self, context_tokens: int) -> None:
+        """See `Engine.shrink`. What is being generated ends with EngineUnavailable."""
+        self._small = min(context_tokens, self.context_tokens)
+        await self._stop_all()
+
+    async def grow(self) -> None:
+        """See `Engine.grow`. What is being generated ends with EngineUnavailable."""
+        self._small = None
+        await self._stop_all()
+
     async def check(self) -> None:
         """See `Engine.check`: every loaded version's child must answer; none need be loaded."""
         if self._closed:
@@ -197,8 +208,11 @@ class EmbeddedEngine:
     async def close(self) -> None:
         """See `Engine.close`. No child is left when it returns."""
         self._closed = True
+        await asyncio.gather(self._schemas.close(), self._stop_all())
+
+    async def _stop_all(self) -> None:
         supervisors, self._supervisors = list(self._supervisors.values()), {}
-        await asyncio.gather(self._schemas.close(), *(supervisor.close() for supervisor in supervisors))
+        await asyncio.gather(*(supervisor.close() for supervisor in supervisors))
 
     async def _post(
         self, child: ChildProcess, path: str, body: dict[str, Any], read: Callable[[Any], Answer]
@@ -222,10 +236,11 @@ class EmbeddedEngine:
             options = ChildOptions(
                 model=str(self._gguf(model_version)),
                 key=secrets.token_urlsafe(32),
-                context_tokens=self.context_tokens,
+                context_tokens=self._small or self.context_tokens,
                 parallel=1 if embedding else self.parallel,
                 threads=self.threads,
                 embedding=embedding,
+                on_gpu=self._small is None,
             )
             self._supervisors[key] = Supervisor(model_version, options)
         supervisor = self._supervisors[key]

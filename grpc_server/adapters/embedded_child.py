@@ -31,7 +31,10 @@ the speed of 2,000.
 
 @dataclass(frozen=True, slots=True)
 class ChildOptions:
-    """What a child is told: `context_tokens` is for each of `parallel` slots; `embedding` makes vectors."""
+    """What a child is told: `context_tokens` is for each of `parallel` slots; `embedding` makes vectors.
+
+    With `on_gpu` it has what GPU there is, if the library can use one.
+    """
 
     model: str
     key: str
@@ -39,6 +42,7 @@ class ChildOptions:
     parallel: int
     threads: int
     embedding: bool = False
+    on_gpu: bool = True
 
     def to_line(self) -> bytes:
         """One line of JSON, for the child's stdin."""
@@ -72,6 +76,8 @@ def server_parameters(options: ChildOptions, library: Any) -> Any:
     parameters.cors_origins = ""
     parameters.endpoint_slots = False  # it would show other callers' prompts
     parameters.verbosity = 1  # errors only
+    if not options.on_gpu:
+        parameters.n_gpu_layers = 0
     if options.embedding:
         parameters.embedding = True
         parameters.pooling_type = library.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
@@ -93,6 +99,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.environ.setdefault("GOMP_SPINCOUNT", GOMP_SPINCOUNT)
     options = ChildOptions.from_line(sys.stdin.buffer.readline())
+    if not options.on_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # CUDA alone takes 400 MB of a GPU that it sees
     threading.Thread(target=exit_when_closed, args=(sys.stdin.fileno(),), daemon=True).start()
     reply = os.dup(1)
     os.dup2(2, 1)  # what the library prints is a log

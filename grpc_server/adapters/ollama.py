@@ -84,6 +84,7 @@ class OllamaEngine:
         self.context_tokens = context_tokens
         self.parallel = parallel
         self._schemas = schemas or Schemas()
+        self._small: int | None = None  # the context while the GPU is lent
         self._installing = asyncio.Lock()
         self._digests: dict[str, str] = {}  # of a manifest -> the GGUF's SHA-256; neither ever changes
         self._client = http_client(url if "://" in url else f"http://{url}", _TIMEOUT, transport=transport)
@@ -249,6 +250,21 @@ class OllamaEngine:
                 return False
             return True
 
+    async def shrink(self, context_tokens: int) -> None:
+        """See `Engine.shrink`: with `num_gpu` 0 Ollama keeps a model's layers on the processor."""
+        self._small = min(context_tokens, self.context_tokens)
+        await self._unload_all()
+
+    async def grow(self) -> None:
+        """See `Engine.grow`."""
+        self._small = None
+        await self._unload_all()
+
+    async def _unload_all(self) -> None:
+        running = await self._get("/api/ps")
+        for model in running["models"]:
+            await self.unload(model["name"])
+
     async def check(self) -> None:
         """See `Engine.check`."""
         await self._call("GET", "/api/version", timeout=5.0)
@@ -258,6 +274,8 @@ class OllamaEngine:
         await asyncio.gather(self._client.aclose(), self._schemas.close())
 
     def _pinned(self) -> dict[str, Any]:
+        if self._small is not None:
+            return {"num_ctx": self._small, "num_batch": _NUM_BATCH, "num_gpu": 0}
         return {"num_ctx": self.context_tokens, "num_batch": _NUM_BATCH}
 
     def _request(self, model_version: str, prompt: str = "") -> dict[str, Any]:

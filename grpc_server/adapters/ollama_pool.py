@@ -152,6 +152,14 @@ class OllamaPool:
         await self._look()
         return any(changed)
 
+    async def shrink(self, context_tokens: int) -> None:
+        """See `Engine.shrink`: every host that can be reached."""
+        await self._on_all(self.hosts, lambda engine: engine.shrink(context_tokens))
+
+    async def grow(self) -> None:
+        """See `Engine.grow`: every host that can be reached."""
+        await self._on_all(self.hosts, lambda engine: engine.grow())
+
     async def check(self) -> None:
         """See `Engine.check`: one host that answers is enough."""
         await self._on_all(self.hosts, lambda engine: engine.check(), quiet=True)

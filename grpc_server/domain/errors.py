@@ -16,11 +16,13 @@ AgentLoopError
 │   ├── CallerQueueFull    as many of this caller's requests wait as may
 │   ├── QueueTimeout       no place became free in time
 │   ├── CannotFinish       the answer could not be complete, or begin, within its deadline
+│   ├── GpuLent            the GPU is lent to somebody else
 │   └── MemoryLow          less memory is free than is kept
 ├── DeadlineExceeded       the caller's deadline, or the default one, has passed
 ├── Cancelled              the caller, or an administrator, cancelled the inference by its id
 ├── Unavailable            try again later
 │   ├── EngineUnavailable  the engine is down, or its stream broke off
+│   ├── HandedOver         the GPU trains, or is on its way there or back
 │   ├── StoreUnavailable   Postgres is down
 │   └── ShuttingDown       this server is going away
 └── EngineFailed           the engine answered nonsense (`INTERNAL`)
@@ -133,6 +135,10 @@ class CannotFinish(Exhausted):
     """By what was measured, the answer could not be complete, or not even begin, within its deadline."""
 
 
+class GpuLent(Exhausted):
+    """The GPU is lent already; the text says to whom, and until when."""
+
+
 class ModelsFull(Exhausted):
     """The models would take more bytes than they may."""
 
@@ -162,6 +168,10 @@ class Unavailable(AgentLoopError):
 
 class EngineUnavailable(Unavailable):
     """The engine is down, or its stream ended without its last word."""
+
+
+class HandedOver(Unavailable):
+    """The GPU is lent to a training, or on its way there or back."""
 
 
 class StoreUnavailable(Unavailable):

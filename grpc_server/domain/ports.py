@@ -20,6 +20,7 @@ from grpc_server.domain.types import (
     InferenceStarted,
     InstallProgress,
     JsonObject,
+    KeptLease,
     Limits,
     LogRecord,
     ModelDetails,
@@ -119,6 +120,12 @@ class Engine(Protocol):
 
     async def remove(self, name: str) -> bool:
         """Delete a version; False if there was none."""
+
+    async def shrink(self, context_tokens: int) -> None:
+        """Let go of the GPU: unload everything, and load on the processor from now on, with this context."""
+
+    async def grow(self) -> None:
+        """Unload everything, and load as before `shrink` from now on."""
 
     async def check(self) -> None:
         """Return if the engine answers; raises EngineUnavailable otherwise."""
@@ -279,6 +286,19 @@ class EventStore(Protocol):
 
     async def note(self, kind: str, actor: str, subject: str, detail: JsonObject) -> None:
         """Keep an event."""
+
+
+class LeaseStore(Protocol):
+    """Whom this server has lent its GPU to. Raises StoreUnavailable."""
+
+    async def keep(self, lease: KeptLease) -> None:
+        """Keep the lease, in place of any other."""
+
+    async def find(self) -> KeptLease | None:
+        """The lease, by the store's clock; its seconds may be negative."""
+
+    async def forget(self, lease_id: UUID) -> None:
+        """Keep it no longer."""
 
 
 class RouteStore(Protocol):

@@ -395,4 +395,34 @@ class Feedback:
     redacted: Mapping[str, int] = field(default_factory=dict)
 
 
+class HandoverMode(StrEnum):
+    """How serving gives way to a training that wants the GPU."""
+
+    OFF = "off"
+    DRAIN = "drain"
+    SHRINK = "shrink"
+
+
+class HandoverState(StrEnum):
+    """Who has the GPU: serving, a training, or it is on its way between them."""
+
+    SERVING = "serving"
+    DRAINING = "draining"
+    LEASED = "leased"
+    RESTORING = "restoring"
+
+
+@dataclass(frozen=True, slots=True)
+class KeptLease:
+    """A lease of the GPU, as it is told and kept: seconds are from now on.
+
+    It ends after `expires_in_seconds` unless it is renewed, and after `remaining_seconds` in any case.
+    """
+
+    id: UUID
+    holder: str
+    expires_in_seconds: float
+    remaining_seconds: float
+
+
 LogRecord = InferenceStarted | InferenceEnded | ServerStarted | Feedback

@@ -38,6 +38,10 @@ SCOPES: Mapping[str, Scope | None] = {
     "/agentloop.v1.ModelService/RemoveModel": Scope.MODELS_WRITE,
     "/agentloop.v1.ModelService/GetRoute": Scope.MODELS_READ,
     "/agentloop.v1.ModelService/SetRoute": Scope.MODELS_WRITE,
+    "/agentloop.v1.GpuService/LeaseGpu": Scope.MODELS_WRITE,
+    "/agentloop.v1.GpuService/RenewGpuLease": Scope.MODELS_WRITE,
+    "/agentloop.v1.GpuService/ReleaseGpuLease": Scope.MODELS_WRITE,
+    "/agentloop.v1.GpuService/GetGpuHandover": Scope.MODELS_READ,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": None,
     "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": None,
 }

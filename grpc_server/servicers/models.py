@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +51,21 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ModelServicer(rpc.ModelServiceServicer):
     """Models through the engine, routes through the store; one change at a time.
 
-    All versions together may take `max_bytes`; 0: as many as there are.
+    All versions together may take `max_bytes`; 0: as many as there are. `refuse_loading` raises HandedOver
+    while the GPU is lent.
     """
 
-    def __init__(self, engine: Engine, routes: Routes, audit: Audit, *, max_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        routes: Routes,
+        audit: Audit,
+        *,
+        max_bytes: int = 0,
+        refuse_loading: Callable[[], None] = lambda: None,
+    ) -> None:
         self._engine = engine
+        self._refuse_loading = refuse_loading
         self._audit = audit
         self._max_bytes = max_bytes
         self._routes = routes
@@ -113,6 +123,7 @@ class ModelServicer(rpc.ModelServiceServicer):
         """Bring a version into memory."""
         del context
         rules.check_model_version(request.name, "name")
+        self._refuse_loading()
         async with self._change:
             before = await self._installed(request.name)
             detail = {"changed": not before.loaded}
@@ -187,6 +198,7 @@ class ModelServicer(rpc.ModelServiceServicer):
                 f" {PATH_MAX_BYTES} bytes",
                 "path",
             )
+        self._refuse_loading()
         detail = {"path": request.path, "sha256": request.sha256}
         async with self._change, self._audit.act("model_install", caller(), request.name, detail) as act:
             await self._refuse_beyond_quota(request.name, path)

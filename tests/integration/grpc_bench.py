@@ -12,12 +12,20 @@ from typing import Any
 import grpc
 from opentelemetry.trace import Tracer
 
-from agentloop.v1 import feedback_pb2_grpc, inference_pb2, inference_pb2_grpc, log_pb2_grpc, model_pb2_grpc
+from agentloop.v1 import (
+    feedback_pb2_grpc,
+    gpu_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+    log_pb2_grpc,
+    model_pb2_grpc,
+)
 from grpc_server.adapters.traced import traced_engine, traced_spool
 from grpc_server.admission import Admission
 from grpc_server.audit import Audit
 from grpc_server.domain.ports import LogReader
 from grpc_server.domain.types import Caller, Scope
+from grpc_server.handover import Handover
 from grpc_server.inference import Inference
 from grpc_server.metrics import Metrics
 from grpc_server.settings import Settings
@@ -54,6 +62,7 @@ class Bench:
     running: Running | None = None
     folder: Path = Path()
     audit: Any = None
+    handover: Any = None
     inference: Any = None
     tracer: Tracer | None = None
     listeners: contextlib.AsyncExitStack = field(default_factory=contextlib.AsyncExitStack)
@@ -62,6 +71,7 @@ class Bench:
     feedback_stub: Any = None
     model_stub: Any = None
     log_stub: Any = None
+    gpu_stub: Any = None
 
     @contextlib.asynccontextmanager
     async def run(self, state_dir: Path) -> AsyncIterator[Bench]:
@@ -86,6 +96,10 @@ class Bench:
             default_deadline_seconds=settings.default_deadline_seconds,
         )
         self.audit = Audit(self.store)
+        routed = {target.model_version for route in self.routes.all() for target in route.targets}
+        self.handover = Handover(
+            self.engine, inference, lambda: routed, self.audit, mode=settings.gpu_handover, drain_seconds=0.05
+        )
         self.listeners = contextlib.AsyncExitStack()
         async with self.listeners:
             self.running = await self.listeners.enter_async_context(
@@ -98,11 +112,13 @@ class Bench:
                     routes=self.routes,
                     authenticator=self.authenticator,
                     audit=self.audit,
+                    handover=self.handover,
                     check_store=self.store.check,
                     metrics=self.metrics,
                     tracer=tracer,
                 )
             )
+            await self.listeners.enter_async_context(self.handover.running())
             async with grpc.aio.insecure_channel(self.running.grpc_address) as channel:
                 self.ask_through(channel)
                 yield self
@@ -114,6 +130,7 @@ class Bench:
         self.feedback_stub = feedback_pb2_grpc.FeedbackServiceStub(channel)
         self.log_stub = log_pb2_grpc.LogServiceStub(channel)
         self.model_stub = model_pb2_grpc.ModelServiceStub(channel)
+        self.gpu_stub = gpu_pb2_grpc.GpuServiceStub(channel)
         return self
 
     async def close_listeners(self) -> None:

@@ -22,6 +22,8 @@ from google.protobuf.message_factory import GetMessageClass
 from agentloop.v1 import (
     feedback_pb2,
     feedback_pb2_grpc,
+    gpu_pb2,
+    gpu_pb2_grpc,
     inference_pb2,
     inference_pb2_grpc,
     model_pb2,
@@ -154,6 +156,7 @@ SERVICES = (
     (inference_pb2, inference_pb2_grpc.InferenceServiceStub, "al_infer"),
     (feedback_pb2, feedback_pb2_grpc.FeedbackServiceStub, "al_feedback"),
     (model_pb2, model_pb2_grpc.ModelServiceStub, "al_admin"),
+    (gpu_pb2, gpu_pb2_grpc.GpuServiceStub, "al_admin"),
 )
 
 

@@ -225,6 +225,9 @@ def test_a_child_serves_loopback_only_to_holders_of_its_key_with_a_whole_context
     assert not hasattr(parameters, "embedding")
     vectors = server_parameters(ChildOptions("/m.gguf", "key", 512, 1, 3, embedding=True), library())
     assert (vectors.embedding, vectors.pooling_type, vectors.n_ubatch) == (True, "mean", 512)
+    assert not hasattr(parameters, "n_gpu_layers")  # the library's own choice
+    lent = server_parameters(ChildOptions("/m.gguf", "key", 512, 1, 3, on_gpu=False), library())
+    assert lent.n_gpu_layers == 0
 
 
 def test_a_child_ends_when_its_pipe_closes(monkeypatch: pytest.MonkeyPatch) -> None:

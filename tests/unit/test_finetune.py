@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from tests.tiny_gemma import tiny_base
-from training import finetune, recipe, steps
+from training import finetune, lease, recipe, steps
 from training.hardware import Hardware
 from training.tensors import MaskedEndOfTurnError
 
@@ -110,6 +110,30 @@ def test_the_same_seed_gives_the_same_adapter_and_another_another(tmp_path: Path
     )
     assert_same_weights(first, again)
     assert any(not torch.equal(weights(first)[name], weights(other)[name]) for name in weights(first))
+
+
+def test_a_training_that_loses_the_gpu_stops_at_a_step_and_goes_on_to_the_same_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = tuned(tmp_path / "whole")
+    folder = tmp_path / "lost"
+    folder.mkdir()
+    directory, chosen = cycle_of(folder), recipe_file(folder)
+    until = tmp_path / "until"
+    monkeypatch.setenv(lease.VARIABLE, str(until))
+    lease.Until(float("inf"), float("inf")).write(until)
+
+    def take_back(done: int, _: int) -> None:
+        if done == 3:  # between two checkpoints
+            until.unlink()
+
+    with pytest.raises(lease.LeaseLostError, match="back after step 3 of 6; start the training again"):
+        finetune.run(directory, tmp_path / "base.gguf", folder, chosen, take_back)
+    monkeypatch.delenv(lease.VARIABLE)
+    told: list[int] = []
+    finetune.run(directory, tmp_path / "base.gguf", folder, chosen, lambda done, _: told.append(done))
+    assert told[0] == 3
+    assert_same_weights(whole, directory / "adapter")
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])

@@ -366,3 +366,29 @@ async def test_an_ollama_below_a_path_is_asked_there_with_json_and_its_limits() 
     assert seen[0].headers["content-type"] == "application/json"
     assert int(seen[0].headers["content-length"]) == len(seen[0].content)
     assert seen[0].extensions["timeout"]["read"] == 600
+
+
+async def test_while_its_gpu_is_lent_every_request_keeps_to_the_processor_and_a_small_context() -> None:
+    seen: list[tuple[str, dict[str, Any]]] = []
+    running = [{"name": MODEL}]
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content or b"{}")
+        seen.append((request.url.path, body))
+        if request.url.path == "/api/ps":
+            answer = httpx.Response(200, json={"models": list(running)})
+            running.clear()
+            return answer
+        return ndjson(DONE)
+
+    engine = engine_that(handler)
+    await engine.shrink(512)
+    assert [body.get("keep_alive") for path, body in seen if path == "/api/generate"] == [0]
+    await engine.load(MODEL)
+    assert seen[-1][1]["options"] == {"num_ctx": 512, "num_batch": 512, "num_gpu": 0}
+    await engine.grow()
+    await engine.load(MODEL)
+    assert seen[-1][1]["options"] == {"num_ctx": 4096, "num_batch": 512}
+    await engine.shrink(10**6)  # small is never more than whole
+    await engine.load(MODEL)
+    assert seen[-1][1]["options"]["num_ctx"] == 4096

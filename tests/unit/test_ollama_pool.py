@@ -383,3 +383,12 @@ async def test_vectors_and_counts_come_from_another_host_where_one_fails() -> No
         good.down = True
         with pytest.raises(EngineUnavailable):
             await pool.count_tokens(BASE, "one two")
+
+
+async def test_every_host_shrinks_and_grows_again() -> None:
+    engines = FakeEngine(), FakeEngine()
+    async with pool_of(*engines) as pool:
+        await pool.shrink(512)
+        assert [engine.small for engine in engines] == [512, 512]
+        await pool.grow()
+        assert [engine.small for engine in engines] == [None, None]

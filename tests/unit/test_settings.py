@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from grpc_server.domain.types import HandoverMode
 from grpc_server.settings import Settings, explain, is_loopback, ollama_urls, split_address
 from grpc_server.settings_sources import origins
 
@@ -207,3 +208,10 @@ def test_an_ollama_that_is_none_is_refused_in_words(
     monkeypatch.setenv("AGENTLOOP_OLLAMA_URL", value)
     with pytest.raises(ValidationError, match=problem):
         Settings()
+
+
+def test_no_gpu_is_lent_where_it_is_not_clear_which() -> None:
+    hosts = "http://a:11434,http://b:11434"
+    with pytest.raises(ValueError, match="which of their GPUs would be lent"):
+        Settings(gpu_handover=HandoverMode.DRAIN, ollama_url=hosts)
+    assert Settings(ollama_url=hosts).gpu_handover is HandoverMode.OFF
