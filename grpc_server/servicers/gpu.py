@@ -83,4 +83,7 @@ def _id(text: str) -> UUID:
     try:
         return UUID(text)
     except ValueError:
-        raise InvalidArgument(f"lease_id is {text[:100]!a}; it must be a UUID", "lease_id") from None
+        raise InvalidArgument(
+            f"lease_id has {len(text)} characters, and is no UUID; give the one that LeaseGpu gave",
+            "lease_id",
+        ) from None
