@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
 from grpc_server.adapters.postgres import PostgresStore
-from grpc_server.domain.errors import Conflict
+from grpc_server.domain.errors import Conflict, StoreUnavailable
 from grpc_server.domain.types import LogRecord, Route, Target, TargetRole
 
 T = TypeVar("T")
 ALIAS, BY = "default", "year"
 CANARY_WEIGHT = 10
+TRIES = 20
 
 
 def begin(dsn: str, version: str) -> None:
@@ -54,7 +56,11 @@ def stored(dsn: str, records: Sequence[LogRecord]) -> None:
 
 
 def on_store(dsn: str, work: Callable[[PostgresStore], Awaitable[T]]) -> T:
-    """What `work` gives, on a store of its own."""
+    """What `work` gives, on a store of its own; tried again, as servers do, if none answers.
+
+    Raises:
+        StoreUnavailable: if it has not answered however often it was tried.
+    """
 
     async def run() -> T:
         store = PostgresStore(dsn, connections=1)
@@ -64,6 +70,11 @@ def on_store(dsn: str, work: Callable[[PostgresStore], Awaitable[T]]) -> T:
         finally:
             await store.close()
 
+    for _ in range(TRIES - 1):
+        try:
+            return asyncio.run(run())
+        except StoreUnavailable:
+            time.sleep(1)
     return asyncio.run(run())
 
 
