@@ -9,6 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from benchmarks.line import Line
+from benchmarks.year.calendar import ATTACKS
 from training.gate_rules import NotInferior, Rules, read_rules
 
 Ledger = Sequence[Mapping[str, Any]]
@@ -108,15 +109,15 @@ def holds(ledger: Ledger) -> Counter[str]:
 
 
 def _poison(ledger: Ledger) -> Iterator[Line]:
-    """The most that poison had of the dataset, at the end of each kind of campaign's nights."""
+    """The most that all poison so far had of the dataset, in the nights of each kind of campaign."""
     shares: dict[str, float] = {}
     for line in ledger:
         for event in line["events"]:
-            if line["attacks"] and "train" in line:
+            if event in ATTACKS and "train" in line:
                 share = line["attack_learned"] / max(1, line["train"])
                 shares[event] = max(shares.get(event, 0.0), share)
     for name, share in sorted(shares.items()):
-        yield _line(f"poison_in_dataset_{name.replace(' ', '_')}", share, "share")
+        yield _line(f"poison_in_dataset_{name}", share, "share")
     wrong = [line["wrong_share"] for line in ledger if "wrong_share" in line]
     yield _line("wrong_in_dataset_worst", max(wrong, default=0.0), "share")
 
