@@ -75,10 +75,8 @@ def directory(place: Place) -> Path:
 
 def learned(generation: Generation) -> Sequence[str]:
     """The candidate knows every second item; the base rambles, or, held to a schema, calls wrongly."""
-    if generation.json_schema is not None:
-        return ['{"name": "wrong", "arguments": {}}']
     if generation.model_version != CANDIDATE:
-        return ["well "] * 100
+        return ["well "] * 100 if generation.json_schema is None else ['{"name": "wrong", "arguments": {}}']
     answer = BY_PROMPT.get(generation.prompt, "I do not know.<end_of_turn>")
     return [answer] if sum(map(ord, generation.prompt)) % 2 else ["no<end_of_turn>"]
 
