@@ -25,17 +25,18 @@ USAGE = 2
 
 def with_store(work: Callable[[PostgresStore], Awaitable[T]]) -> T:
     """What `work` gives, on the database that is set or else the local one; exits with 1 if it cannot."""
-
-    async def run(dsn: str) -> T:
-        store = PostgresStore(dsn, connections=1)
-        await store.open()
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
     with told(), database() as (_, dsn):
-        return asyncio.run(run(dsn))
+        return asyncio.run(on_store(dsn, work))
+
+
+async def on_store(dsn: str, work: Callable[[PostgresStore], Awaitable[T]]) -> T:
+    """What `work` gives, on a store of its own."""
+    store = PostgresStore(dsn, connections=1)
+    await store.open()
+    try:
+        return await work(store)
+    finally:
+        await store.close()
 
 
 @contextlib.contextmanager

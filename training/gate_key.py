@@ -7,10 +7,9 @@ need the same file; `dataset.json` has its SHA-256 among the inputs, which tells
 
 from __future__ import annotations
 
-import contextlib
-import os
-import secrets
 from pathlib import Path
+
+from grpc_server.domain import key_file
 
 NAME = "gate.key"
 BYTES = 32
@@ -23,18 +22,7 @@ def of(state_dir: Path) -> Path:
         OSError: if it cannot be made.
     """
     path = state_dir / NAME
-    if not path.exists():
-        state_dir.mkdir(parents=True, exist_ok=True)
-        new = path.with_name(f".{NAME}.{os.getpid()}.{secrets.token_hex(4)}")
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, secrets.token_bytes(BYTES))
-            os.fsync(descriptor)
-            with contextlib.suppress(FileExistsError):  # another night was faster: its key counts
-                os.link(new, path)
-        finally:
-            os.close(descriptor)
-            new.unlink()
+    key_file.made(path, BYTES)
     return path
 
 

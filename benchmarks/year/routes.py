@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
+from grpc_server import store_cli
 from grpc_server.adapters.postgres import PostgresStore
 from grpc_server.domain.errors import Conflict, StoreUnavailable
 from grpc_server.domain.types import LogRecord, Route, Target, TargetRole
@@ -61,21 +62,12 @@ def on_store(dsn: str, work: Callable[[PostgresStore], Awaitable[T]]) -> T:
     Raises:
         StoreUnavailable: if it has not answered however often it was tried.
     """
-
-    async def run() -> T:
-        store = PostgresStore(dsn, connections=1)
-        await store.open()
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
     for _ in range(TRIES - 1):
         try:
-            return asyncio.run(run())
+            return asyncio.run(store_cli.on_store(dsn, work))
         except StoreUnavailable:
             time.sleep(1)
-    return asyncio.run(run())
+    return asyncio.run(store_cli.on_store(dsn, work))
 
 
 def _all_to(version: str, revision: int) -> Route:

@@ -9,14 +9,11 @@ could scan is not kept: `<UNSCANNED>`. Of a caller who is not to be logged, only
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import hmac
 import json
 import math
-import os
 import re
-import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -25,6 +22,7 @@ from typing import Literal, Protocol
 from uuid import UUID
 
 from grpc_server.adapters.redaction_process import Span, UnscannedError
+from grpc_server.domain import key_file
 from grpc_server.domain.errors import Precondition
 from grpc_server.domain.ports import Spool, SpoolState
 from grpc_server.domain.types import Feedback, InferenceEnded, InferenceStarted, LogRecord, ServerStarted
@@ -178,18 +176,7 @@ def read_key(path: Path) -> bytes:
         Precondition: if there is a file that is no key.
         OSError: if it cannot be read or made.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    if not path.exists():
-        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            os.write(descriptor, secrets.token_bytes(KEY_BYTES))
-            os.fsync(descriptor)
-            with contextlib.suppress(FileExistsError):  # another server was faster: its key counts
-                os.link(new, path)
-        finally:
-            os.close(descriptor)
-            new.unlink()
+    key_file.made(path, KEY_BYTES)
     key = path.read_bytes()
     if len(key) != KEY_BYTES:
         raise Precondition(
