@@ -18,7 +18,8 @@ _CHUNKS = 6  # the unquantized distributions take 128 tokens x 262,144 words x 2
 _MEAN_KLD = re.compile(r"Mean\s+KLD:\s*(-?\d+\.\d+)")
 _SAME_TOP = re.compile(r"Same top p:\s*(\d+\.\d+)")
 _PERPLEXITY = re.compile(r"Final estimate: PPL = (\d+\.\d+)")
-_TOO_SHORT = "you need at least"
+_COUNT = ("--ids", "--show-count", "--log-disable")
+_TOKENS = re.compile(r"^Total number of tokens: (\d+)$", re.MULTILINE)
 _NO_CHUNK_BYTES = 64  # of a file of distributions that has none
 _ATTEMPTS = 8
 _SPEED = ("-p", 64, "-n", 32, "-r", 2)
@@ -44,22 +45,27 @@ def importance(unquantized: Path, text: str, scratch: Path) -> Path | None:
     None where the text is shorter than llama-imatrix needs (two contexts of 256 tokens).
 
     Raises:
-        LlamaError: if llama-imatrix fails.
+        LlamaError: if llama-tokenize or llama-imatrix fails.
     """
     text_file, matrix = scratch / "importance.txt", scratch / "importance.gguf"
     text_file.write_text(text, encoding="utf-8")
+    if _tokens(unquantized, text_file) < 2 * _CONTEXT_TOKENS:
+        return None
     options = ("--ctx-size", _CONTEXT_TOKENS, "--no-ppl", "--parse-special")
-    command = (tool("llama-imatrix"), "-m", unquantized, "-f", text_file, "-o", matrix, *options)
-    for attempts_left in reversed(range(_ATTEMPTS)):
-        try:
-            run_program(*command)
-            break
-        except LlamaError as error:
-            if _TOO_SHORT in str(error):
-                return None
-            if "failed" in str(error) or not attempts_left:  # else its last lines, which tell, are lost
-                raise
-    return matrix if matrix.is_file() else None
+    run_program(tool("llama-imatrix"), "-m", unquantized, "-f", text_file, "-o", matrix, *options)
+    return matrix
+
+
+def _tokens(gguf: Path, text_file: Path) -> int:
+    """How many tokens a text has, turn marks as one each.
+
+    Counted first, because llama-imatrix says that a text is too short, and ends, before it has written that.
+    """
+    said = run_program(tool("llama-tokenize"), "-m", gguf, "-f", text_file, *_COUNT, errors=False)
+    found = _TOKENS.search(said)
+    if found is None:
+        raise LlamaError(f"llama-tokenize did not say how many tokens: {said[-500:]}")
+    return int(found[1])
 
 
 def divergence(unquantized: Path, quantized: Path, text: str, scratch: Path) -> dict[str, float | None]:

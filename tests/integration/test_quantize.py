@@ -126,18 +126,26 @@ def test_figures_that_were_lost_as_a_program_ended_are_asked_for_again(
     monkeypatch.setattr(llama, "run_program", lambda *command, errors=True: next(said))
     assert llama.perplexity(tmp_path / "a.gguf", measures.TEXT) == 12.5
 
-    def ended(*command: object, errors: bool = True) -> str:
-        raise llama.LlamaError("llama-imatrix ended with 1: " + next(why))
 
-    why = iter(["", "compute_imatrix: you need at least 512 tokens"])
-    monkeypatch.setattr(llama, "run_program", ended)
-    assert llama.importance(tmp_path / "a.gguf", "Too short.", tmp_path) is None
+def test_an_importance_matrix_needs_two_contexts_and_no_token_more(tmp_path: Path) -> None:
+    model = tiny_gguf(tmp_path / "tiny.gguf")
+    letters = range(506, 510)  # a token each, after the first mark and a blank of three bytes
+    had = [llama.importance(model, "a" * count, tmp_path) is not None for count in letters]
+    assert had == [False, False, True, True]
+
+
+def test_a_count_of_tokens_that_is_not_said_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama, "run_program", lambda *command, errors=True: "[1, 2]")
+    with pytest.raises(llama.LlamaError, match="did not say how many tokens"):
+        llama.importance(tmp_path / "a.gguf", "Too short.", tmp_path)
 
 
 def test_a_program_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
     with pytest.raises(llama.LlamaError, match=r"(?s)llama-quantize ended with 1: .*failed to quantize"):
         llama.quantize(tmp_path / "no-such.gguf", tmp_path / "x", "Q4_K_M")
-    with pytest.raises(llama.LlamaError, match=r"llama-imatrix ended with"):
+    with pytest.raises(llama.LlamaError, match=r"llama-tokenize ended with"):
         llama.importance(tmp_path / "no-such.gguf", "a text", tmp_path)
 
 
