@@ -37,7 +37,7 @@ class Accepted(_Data):
 class Balance(_Data):
     """Powers of how much a caller, a tool and a session say, and the bounds of an example's factor."""
 
-    caller: Share = 0.3
+    caller: Share = 0.25
     tool: Share = 0.7
     session: Share = 0.7
     bounds: tuple[float, float] = (0.2, 5.0)

@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from grpc_server.domain.chat_format import END_OF_TURN, parse_tool_call
@@ -49,6 +50,7 @@ class Lesson:
         return words(f"{self.instructions} {self.question}")
 
 
+@lru_cache(maxsize=16_384)
 def words(text: str) -> frozenset[str]:
     """The words and numbers of a text that is without case."""
     return frozenset(_WORD.findall(text))

@@ -99,7 +99,7 @@ def _hashed(questions: Sequence[str]) -> Iterator[RMinHash]:
         yield from RMinHash.from_token_sets([_pieces(text) for text in some], _HASHES, _SEED)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16_384)
 def _shingles(text: str) -> frozenset[str]:
     return frozenset(_pieces(text))
 

@@ -151,14 +151,16 @@ def _safe(text: str) -> str:
 
 def _safe_json(value: Any) -> str:
     """`value` as one line of JSON. Control tokens can only stand in strings, where JSON can escape them."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=_plain)
-    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", _JSON.encode(value))
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+_JSON = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=_plain)
 
 
 def _line(text: str) -> str:
