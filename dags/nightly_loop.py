@@ -185,7 +185,9 @@ memory. Clear the task: answers already given are cached.
 - **Does:** decides from the paired answers: pass, fail or inconclusive. All three are successes of this task.
 - **Breaks when it fails:** there is no verdict; the champion serves on, the watermark stays.
 - **Who acts:** whoever runs the nights.
-- **What to do:** the log names the file of `evaluation/` that is missing or malformed. Clear `evaluate`.
+- **What to do:** the log names the file of `evaluation/` that is missing or malformed: clear `evaluate`.
+*OtherDatasetError*: rows were erased since the candidate learned them; clear the task that the log names,
+mostly `finetune`, with what follows.
 """,
         model=model,
         timeout=timedelta(minutes=15),

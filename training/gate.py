@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from training import budget, cycle, regressions
+from training import ancestry, budget, cycle, regressions
 from training.budget import Budget
 from training.checks import Measures, Row, Suites, checked, wanting
 from training.gate_rules import RULES, Rules, Verdict, read_rules
@@ -33,6 +33,7 @@ def run(directory: Path, rules_file: Path = RULES) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if the cycle has no evaluation.
+        OtherDatasetError: if the candidate learned from another dataset than that which is there now.
     """
     evaluation = directory / "evaluation"
     subjects = cycle.read_json(evaluation / "evaluation.json")
@@ -54,6 +55,7 @@ def run(directory: Path, rules_file: Path = RULES) -> dict[str, Any]:
                 subjects.get("best_ever"),
                 subjects.get("measures"),
             )
+            ancestry.check(directory, subjects["candidate"])  # last: of an erasure meanwhile, too
             decided["regressions"] = regressions.update(directory, suites, subjects["champion"])
             decided |= {"decided_at": datetime.now(UTC).isoformat(), "inputs": inputs}
             cycle.write_json(output, decided)

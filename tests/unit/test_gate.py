@@ -185,7 +185,7 @@ def test_a_pass_means_that_no_point_estimate_is_worse(
         assert candidate < champion or candidate < base or cut > 15 or shown < guarded
 
 
-def _evaluated(where: Path) -> Path:
+def evaluated(where: Path) -> Path:
     directory = where / "20260102T000000Z"
     evaluation = directory / "evaluation"
     evaluation.mkdir(parents=True)
@@ -196,7 +196,7 @@ def _evaluated(where: Path) -> Path:
 
 
 def test_the_verdict_is_a_file_written_once_for_the_same_evaluation_and_rules(tmp_path: Path) -> None:
-    directory = _evaluated(tmp_path)
+    directory = evaluated(tmp_path)
     decided = gate.run(directory)
     assert decided["verdict"] == "pass"
     assert gate.run(directory) == decided  # the time of the decision, too
@@ -415,7 +415,7 @@ def test_the_verdict_tells_how_many_wrong_promotions_a_year_are_allowed_for() ->
 
 
 def test_what_earlier_nights_spent_is_an_input_of_the_verdict(tmp_path: Path) -> None:
-    directory = _evaluated(tmp_path)
+    directory = evaluated(tmp_path)
     first = gate.run(directory)
     judged_night(tmp_path, "20260101T020000Z", alpha=0.01)
     assert (
