@@ -333,6 +333,7 @@ async def _spool(settings: Settings) -> AsyncIterator[FileSpool]:
         settings.server_id,
         int(settings.spool_max_bytes),
         max_records=settings.spool_max_records,
+        keep_seconds=settings.spool_keep_seconds,
     )
     await spool.open()
     try:

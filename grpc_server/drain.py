@@ -2,7 +2,8 @@
 
 A batch that the database refuses is halved until the records that it will never take stand alone; these go
 to the spool's `dead/` folder, and to the table `dead_letter` where the database takes them. While it is down
-the records stay where they are, and tries are spaced by a back-off with jitter.
+the records stay where they are, and tries are spaced by a back-off with jitter. Before it stores anything
+it asks which database that is: one that was restored to a point in time gets again what the spool has kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -23,6 +25,8 @@ LINGER_SECONDS = 0.2
 """How long a batch may gather: a commit of the database costs about as much as 50 records."""
 FIRST_DELAY_SECONDS = 0.1
 LONGEST_DELAY_SECONDS = 5.0
+LOOK_SECONDS = 10.0
+"""How often a drain that has nothing to store looks whether the database is another."""
 
 _log = logging.getLogger(__name__)
 _Item = tuple[int, LogRecord | Corrupt]
@@ -36,6 +40,9 @@ class Source(Protocol):
 
     async def commit(self, position: int) -> None:
         """Forget what is before `position`."""
+
+    async def remember(self, history: str) -> int:
+        """Say which database it is; how many records come again, as it is another."""
 
     async def dead_letter(self, position: int, what: LogRecord | Corrupt, reason: str) -> None:
         """Keep what cannot be stored."""
@@ -85,12 +92,13 @@ class Drain:
         self._batch_records = batch_records
         self._linger_seconds = linger_seconds
         self._one_at_a_time = asyncio.Lock()
+        self._looked = time.monotonic()
 
     async def run(self) -> None:
         """Store records as they come, for ever; cancel it to stop (nothing is lost)."""
         failures = 0
         while True:
-            if await self._step():
+            if await self._step(looking=True):
                 failures = 0
                 await self._source.wait(1.0)
                 await asyncio.sleep(self._linger_seconds)
@@ -114,11 +122,22 @@ class Drain:
         longest = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** min(failures, 16))
         await asyncio.sleep(longest * random.uniform(0.5, 1.0))  # noqa: S311 - so that servers spread out
 
-    async def _step(self) -> bool:
-        """Store until the spool is empty. False if the database, or the disk, does not answer."""
+    async def _step(self, *, looking: bool = False) -> bool:
+        """Store until the spool is empty. False if the database, or the disk, does not answer.
+
+        `looking` asks now and then where nothing comes, too: what a restored database lacks must not wait.
+        """
         async with self._one_at_a_time:
             try:
+                asked = False
+                if looking and time.monotonic() - self._looked > LOOK_SECONDS:
+                    asked = True
+                    await self._is_another()
                 while batch := await self._source.read_batch(self._batch_records):
+                    if not asked:  # a restore stops the database, which ends this loop
+                        asked = True
+                        if await self._is_another():
+                            continue
                     await self._store_batch(batch)
                     await self._source.commit(batch[-1][0])
             except (StoreUnavailable, OSError) as error:
@@ -130,6 +149,14 @@ class Drain:
                 return False
             self.last_error = ""
             return True
+
+    async def _is_another(self) -> bool:
+        """Whether the database is another than before, so that records come again."""
+        again = await self._source.remember(await self._store.history())
+        self._looked = time.monotonic()
+        if again:
+            _log.warning("drain: the database was restored, or is another: %d records come again", again)
+        return again > 0
 
     def _fail(self, reason: str) -> None:
         if reason != self.last_error:
@@ -164,6 +191,8 @@ class Drain:
         await self._store_batch(batch[middle:])
 
     async def _set_aside(self, position: int, what: LogRecord | Corrupt, reason: str) -> None:
+        if await self._is_another():  # meanwhile: what it lacks is the reason
+            raise StoreUnavailable("the database was restored just now")
         await self._source.dead_letter(position, what, reason)
         if self._dead_letters is not None:
             try:

@@ -248,6 +248,13 @@ class Settings(BaseSettings):
         le=1_000_000_000,
         description="A spool of so many records refuses new work.",
     )
+    spool_keep_seconds: int = Field(
+        default=0,
+        ge=0,
+        le=30 * 86400,
+        description="How long records stay on disk after Postgres has them, to be stored again in one that"
+        " was restored to before; half of spool_max_bytes at most.",
+    )
     redaction: Literal["off", "mask", "hash"] = Field(
         default="hash",
         description="Secrets and personal data in the log: kept, masked, or replaced by a keyed hash.",

@@ -256,6 +256,7 @@ class FakeSpool:
         self.hold: asyncio.Event | None = None
         self.max_bytes = max_bytes
         self.committed = 0
+        self.history = ""
         self.dead: list[tuple[object, str]] = []
         self.closed = False
         self.opened = False
@@ -286,6 +287,11 @@ class FakeSpool:
 
     async def commit(self, position: int) -> None:
         self.committed = position
+
+    async def remember(self, history: str) -> int:
+        again = self.committed if self.history not in ("", history) else 0
+        self.history, self.committed = history, self.committed - again
+        return again
 
     async def dead_letter(self, position: int, what: object, reason: str) -> None:
         self.dead.append((what, reason))
@@ -335,6 +341,11 @@ class FakeLogStore:
         for record in records:
             identity = getattr(record, "id", None) or repr(record)
             self.rows.setdefault((type(record).__name__, identity), record)
+
+    async def history(self) -> str:
+        if self.down:
+            raise StoreUnavailable("Postgres is down")
+        return "one"
 
     async def add_dead_letter(self, what: object, reason: str) -> None:
         if self.down:

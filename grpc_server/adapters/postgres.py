@@ -41,6 +41,13 @@ HANGING_SECONDS = 25.0
 READ_SECONDS = 3.0
 """The same for tokens and routes, which are read every few seconds, and must act within five."""
 
+# A WAL file's name begins with its timeline, in hexadecimal.
+_HISTORY = (
+    "SELECT concat_ws('/', (SELECT system_identifier FROM pg_control_system()), "
+    "(SELECT oid FROM pg_database WHERE datname = current_database()), "
+    "left(pg_walfile_name(pg_current_wal_lsn()), 8))"
+)
+
 # psycopg's errors, ours; the first class that fits counts. ValueError: the record is bad, and will be
 # tomorrow. StoreUnavailable: the database is down, busy, full, not migrated or not ours; it may recover.
 ERRORS: Final[Mapping[type[Exception], type[Exception]]] = {
@@ -135,6 +142,15 @@ class PostgresStore:
         async with self._connection() as connection:
             for one in sorted_rows(await unerased(connection, records)):
                 await one.store(connection)
+
+    async def history(self) -> str:
+        """Cluster, database and timeline: a restore, and a standby that takes over, begin a new timeline.
+
+        Raises StoreUnavailable, also of a database that is still being restored.
+        """
+        async with self._connection() as connection:
+            row = await (await connection.execute(_HISTORY)).fetchone()
+        return str(row[0]) if row else ""
 
     async def add_dead_letter(self, what: LogRecord | Corrupt, reason: str) -> None:
         """Keep a record that could not be stored, as text. Twice is once."""

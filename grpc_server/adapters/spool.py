@@ -4,7 +4,8 @@ A spool is a directory with one writer at a time:
 
     lock                      held by the server that uses the spool (flock; names its process)
     00000000000000000000.log  segments, each named by the position of its first byte
-    position                  what is stored already; segments before it are gone
+    position                  what is stored already; segments before it go, at once or `keep_seconds` later
+    history                   of the database that has stored it: in another one, what is kept is stored again
     reserve                   disk space kept back for the ends of accepted inferences
     dead/                     what could not be stored, one JSON file a record
 
@@ -83,6 +84,8 @@ class FileSpool:
         max_records: the same, for the number of records.
         segment_bytes: size at which a new segment begins.
         end_bytes: room kept back for the end of each open inference.
+        keep_seconds: how long what is stored is kept, for a database that is restored to what it was before;
+            half of `max_bytes` at the most.
         clock: seconds since the epoch.
     """
 
@@ -95,6 +98,7 @@ class FileSpool:
         max_records: int = 1_000_000,
         segment_bytes: int = SEGMENT_BYTES,
         end_bytes: int = END_BYTES,
+        keep_seconds: float = 0.0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.directory = directory
@@ -102,10 +106,11 @@ class FileSpool:
         self.max_bytes = max_bytes
         self.max_records = max_records
         self._segment_bytes = segment_bytes
-        self._files = Segments(directory, segment_bytes)
+        self._files = Segments(directory, segment_bytes, keep_seconds=keep_seconds, keep_bytes=max_bytes // 2)
         self._end_bytes = end_bytes
         self._clock = clock
         self._refusal = ""
+        self._history: str | None = None
         self._open: set[UUID] = set()
         self._waiting: list[_Waiting] = []
         self._waiting_bytes = 0
@@ -352,6 +357,28 @@ class FileSpool:
     async def commit(self, position: int) -> None:
         """Forget what is before `position`: it is stored, or dead-lettered. Deletes finished segments."""
         await asyncio.get_running_loop().run_in_executor(self._reader, self._files.commit, position)
+
+    async def remember(self, history: str) -> int:
+        """Say to which database the records go; how many are stored again, as it is another than before.
+
+        A database that was restored, or whose standby took over, may lack what it had acknowledged.
+        """
+        return await asyncio.get_running_loop().run_in_executor(self._reader, self._remember, history)
+
+    def _remember(self, history: str) -> int:
+        path = self.directory / "history"
+        if self._history is None:
+            with contextlib.suppress(FileNotFoundError):
+                self._history = path.read_text("ascii", "replace")
+        if self._history == history:
+            return 0
+        again = 0 if self._history is None else self._files.rewind()
+        self._history = history
+        try:
+            disk.replace(path, history.encode("ascii"))
+        except OSError as error:  # storing twice changes nothing: the next start does it
+            _log.warning("spool: the database's history could not be written: %s", error)
+        return again
 
     async def dead_letter(self, position: int, what: LogRecord | Corrupt, reason: str) -> None:
         """Keep in `dead/`, by an atomic rename, what cannot be stored. Doing it twice leaves one file.

@@ -1,4 +1,4 @@
-"""A spool's files: records on disk by their position, read in order, and deleted once they are stored.
+"""A spool's files: records on disk by their position, read in order, and deleted when stored, or later.
 
 One thread appends, another reads and commits; what both look at is changed under `guard`. Nothing here knows
 what a record means, or whether one may be refused (`spool`).
@@ -33,6 +33,7 @@ class _Segment:
     size: int = 0
     descriptor: int = -1
     begun: float = field(default_factory=time.monotonic)
+    written: float = field(default_factory=time.time)
 
     @property
     def end(self) -> int:
@@ -42,12 +43,19 @@ class _Segment:
 class Segments:
     """The files in `directory`; a new one begins at `segment_bytes`.
 
+    What is stored is kept for `keep_seconds` after it was written, `keep_bytes` of it at the most, for a
+    database that is restored to what it was before; it makes room where the disk is full.
+
     Records from `position` to `end` are `records` many, and not yet stored; the oldest of them was written at
     `oldest_ms`. `torn` were cut short by a crash before they were accepted, and dropped.
     """
 
-    def __init__(self, directory: Path, segment_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, segment_bytes: int, *, keep_seconds: float = 0.0, keep_bytes: int = 0
+    ) -> None:
         self.directory = directory
+        self._keep_seconds = keep_seconds
+        self._keep_bytes = keep_bytes if keep_seconds else 0
         self.guard = threading.Lock()
         self.position = 0
         self.end = 0
@@ -78,7 +86,7 @@ class Segments:
     def _find_records(self) -> None:
         self.position = disk.read_position(self.directory / "position")
         segments = [
-            _Segment(path, int(path.stem), path.stat().st_size)
+            _Segment(path, int(path.stem), path.stat().st_size, written=path.stat().st_mtime)
             for path in sorted(self.directory.glob("*.log"))
         ]
         if segments:
@@ -133,6 +141,7 @@ class Segments:
             raise
         with self.guard:
             active.size += len(data)
+            active.written = time.time()
             self.end = active.end
             self.records += len(frames)
             if self.oldest_ms is None:
@@ -156,7 +165,7 @@ class Segments:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if not from_reserve:
-                disk.allocate(descriptor, max(self._segment_bytes, size))
+                self._allocate(descriptor, max(self._segment_bytes, size))
             disk.sync_directory(self.directory)
         except OSError:
             os.close(descriptor)
@@ -190,7 +199,7 @@ class Segments:
         path = self.directory / "reserve"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            disk.allocate(descriptor, size)
+            self._allocate(descriptor, size)
             self._reserved = size
         except OSError:
             if not self._reserved:
@@ -199,8 +208,21 @@ class Segments:
         finally:
             os.close(descriptor)
 
+    def _allocate(self, descriptor: int, size: int) -> None:
+        """As `disk.allocate`; what is only kept makes room. Raises OSError."""
+        try:
+            disk.allocate(descriptor, size)
+        except OSError:
+            with self.guard:
+                kept = self._stored()
+            if not kept:
+                raise
+            self._delete(kept)
+            disk.allocate(descriptor, size)
+
     def read(self, limit: int) -> list[tuple[int, LogRecord | Corrupt]]:
         """At most `limit` records and BATCH_BYTES, or one record, each with the position after it."""
+        self.delete_stored()  # what was kept grows old while nothing comes, too
         with self.guard:
             position, end = self.position, self.end
         batch: list[tuple[int, LogRecord | Corrupt]] = []
@@ -225,15 +247,36 @@ class Segments:
             self.position = position
             self.records -= stored
             self.oldest_ms = None
+        self._find_oldest()
+        self._keep_position(position)
+        self.delete_stored()
+
+    def rewind(self) -> int:
+        """Have all that is kept stored again; how many records that is."""
+        with self.guard:
+            position = self.position
+            first = min((segment.base for segment in self._segments), default=position)
+        again = sum(1 for _ in self._lines(first, position))
+        if again:
+            with self.guard:
+                self.position = first
+                self.records += again
+                self.oldest_ms = None
+            self._find_oldest()
+            self._keep_position(first)
+        return again
+
+    def _find_oldest(self) -> None:
         oldest = self._read_moment()
         with self.guard:
             if self.oldest_ms is None:
                 self.oldest_ms = oldest
+
+    def _keep_position(self, position: int) -> None:
         try:
             disk.write_position(self.directory / "position", position)
         except OSError as error:  # storing twice changes nothing: better than to stop storing
             _log.warning("spool: the position could not be written: %s", error)
-        self.delete_stored()
 
     def _lines(self, position: int, end: int) -> Iterator[tuple[int, bytes]]:
         """Each line from `position` to `end`, with the position after it."""
@@ -260,15 +303,29 @@ class Segments:
         return None
 
     def delete_stored(self) -> None:
-        """Delete the segments before the position, the one being written excepted."""
+        """Delete what is stored and need not be kept any more, oldest first."""
         with self.guard:
-            position, active = self.position, self.active
-            stored = [one for one in self._segments if one.end <= position and one is not active]
-        for segment in stored:
+            stored = self._stored()
+            size = sum(segment.size for segment in stored)
+            old, before = [], time.time() - self._keep_seconds
+            for segment in stored:
+                if segment.written > before and size <= self._keep_bytes:
+                    break
+                size -= segment.size
+                old.append(segment)
+        self._delete(old)
+
+    def _stored(self) -> list[_Segment]:
+        """The segments before the position, the one being written excepted; asked with the guard held."""
+        return [one for one in self._segments if one.end <= self.position and one is not self.active]
+
+    def _delete(self, segments: Sequence[_Segment]) -> None:
+        for segment in segments:
             try:
                 segment.path.unlink(missing_ok=True)
             except OSError as error:
                 _log.warning("spool: a stored segment could not be deleted: %s", error)
                 return
             with self.guard:
-                self._segments.remove(segment)
+                if segment in self._segments:  # the other thread may have been here, too
+                    self._segments.remove(segment)

@@ -197,6 +197,12 @@ class LogStore(Protocol):
         Raises ValueError for a record that the database will never take (it is then dead-lettered alone).
         """
 
+    async def history(self) -> str:
+        """A name, in ASCII, that is another once the database may lack what it has acknowledged.
+
+        As after a restore, or where a standby took over. Raises StoreUnavailable.
+        """
+
 
 class Observer(Protocol):
     """Who counts what happens."""

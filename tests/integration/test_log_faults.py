@@ -426,6 +426,44 @@ async def test_repeats_in_any_order_change_nothing(store: PostgresStore, dsn: st
     assert len(before) == 10
 
 
+async def test_a_database_that_went_back_in_time_gets_every_accepted_row_again(
+    tmp_path: Path, postgres: LocalPostgres, store: PostgresStore, dsn: str
+) -> None:
+    spool = FileSpool(tmp_path / "spool", "server-1", 1 << 28, keep_seconds=3600)
+    await spool.open()
+    old, new = [make.started() for _ in range(20)], [make.started() for _ in range(20)]
+
+    async def append(records: list[LogRecord]) -> None:
+        for record in records:
+            await spool.append(record)
+
+    await append([*old, *(make.ended(start.id) for start in old[:10])])
+    assert await Drain(spool, store).flush(30)
+    await store.close()
+    name = f"restored_{uuid4().hex}"  # as it was now
+    with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+        source = psycopg.conninfo.conninfo_to_dict(dsn)["dbname"]
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{source}"')
+    store = PostgresStore(dsn)
+    await store.open()
+    late = [make.ended(start.id) for start in [*old[10:], *new]]
+    await append([*new, *late, *(make.feedback(start.id) for start in old)])
+    assert await Drain(spool, store).flush(30)
+    await store.close()
+
+    restored = PostgresStore(postgres.dsn(name))
+    await restored.open()
+    await append([make.feedback(start.id) for start in new])
+    assert await Drain(spool, restored, dead_letters=restored).flush(30)
+    assert statuses(restored.dsn) == {str(start.id): "ok" for start in [*old, *new]}
+    assert len(stored_feedback(restored.dsn)) == 40
+    assert spool.dead_letters() == 0
+    await restored.close()
+    await spool.close()
+    with psycopg.connect(postgres.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
 # A full disk
 
 

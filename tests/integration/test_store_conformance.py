@@ -172,6 +172,12 @@ async def test_a_log_store_takes_dead_letters(log_store: Any) -> None:
     await log_store.add_dead_letter(make.started(), "poison")
 
 
+async def test_a_log_store_has_one_history(log_store: Any) -> None:
+    told = await log_store.history()
+    assert told.isascii() and told
+    assert await log_store.history() == told
+
+
 async def test_a_log_store_that_is_up_says_so(log_store: Any) -> None:
     await log_store.check()
 

@@ -25,6 +25,7 @@ class ListSource:
         self.position = 0
         self.dead: dict[int, tuple[object, str]] = {}
         self.broken: Exception | None = None
+        self.history = ""
         self.arrived = asyncio.Event()
 
     async def read_batch(self, limit: int) -> list[tuple[int, LogRecord | Corrupt]]:
@@ -34,6 +35,13 @@ class ListSource:
 
     async def commit(self, position: int) -> None:
         self.position = position
+
+    async def remember(self, history: str) -> int:
+        again = self.position if self.history not in ("", history) else 0
+        self.history, self.position = history, self.position - again
+        if again:
+            self.arrived.set()
+        return again
 
     async def dead_letter(self, position: int, what: LogRecord | Corrupt, reason: str) -> None:
         self.dead[position] = (what, reason)
@@ -58,6 +66,7 @@ class ListStore:
         self.calls = 0
         self.dead: list[tuple[object, str]] = []
         self.refuse_dead = False
+        self.history_now = "before"
         self.stored = asyncio.Event()
 
     async def store(self, records: Sequence[LogRecord]) -> None:
@@ -69,6 +78,14 @@ class ListStore:
                 raise ValueError("poison")
         self.records += records
         self.stored.set()
+
+    async def history(self) -> str:
+        return self.history_now
+
+    def restore(self, count: int) -> None:
+        """As it was when it had so many records."""
+        del self.records[count:]
+        self.history_now = "after"
 
     async def add_dead_letter(self, what: LogRecord | Corrupt, reason: str) -> None:
         if self.refuse_dead:
@@ -213,3 +230,50 @@ async def test_the_back_off_grows_varies_and_is_bounded(monkeypatch: pytest.Monk
     assert max(slept) <= 5.0
     assert min(slept[10:]) >= 2.5
     assert len(set(slept)) > 100
+
+
+async def test_a_restored_database_gets_what_it_lacks_again_before_anything_new() -> None:
+    records = [make.started() for _ in range(25)]
+    source, store = ListSource(records), ListStore()
+    drain = Drain(source, store, batch_records=10)
+    assert await drain.flush(5)
+    store.restore(7)
+    newer = make.started()
+    source.add(newer)
+    assert await drain.flush(5)
+    assert store.records == [*records[:7], *records, newer]
+
+
+async def test_a_restored_database_need_not_wait_for_a_new_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drain_module, "LOOK_SECONDS", -1.0)
+    records = [make.started() for _ in range(3)]
+    source, store = ListSource(records), ListStore()
+    drain = Drain(source, store, linger_seconds=0.0)
+    running = asyncio.create_task(drain.run())
+    await store.stored.wait()
+    store.restore(0)
+    store.stored.clear()
+    source.arrived.set()  # a second is over
+    await store.stored.wait()
+    assert store.records == records
+    running.cancel()
+
+
+async def test_what_a_restored_database_lacks_makes_no_dead_letter() -> None:
+    """An end whose start was stored before, and is no more, is refused: both come again."""
+    start = make.started()
+    end = make.ended(start.id)
+
+    class Restored(ListStore):
+        async def store(self, records: Sequence[LogRecord]) -> None:
+            if end in records and start not in self.records and start not in records:
+                raise ValueError("the end of an inference whose start is not stored")
+            await super().store(records)
+            if self.history_now == "before":
+                self.restore(0)
+
+    source, store = ListSource([start, end]), Restored()
+    drain = Drain(source, store, dead_letters=store, batch_records=1)
+    assert await drain.flush(5)
+    assert store.records == [start, end]
+    assert source.dead == {}

@@ -10,6 +10,7 @@ import json
 import os
 import stat
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -678,3 +679,92 @@ async def test_an_end_is_written_though_its_caller_went_away(spool: FileSpool) -
     await asyncio.gather(append, return_exceptions=True)
     await spool.append(make.started())
     assert isinstance((await contents(spool))[1], InferenceEnded)
+
+
+# Kept for a database that is restored
+
+
+async def kept_spool(directory: Path, **options: Any) -> tuple[FileSpool, list[LogRecord]]:
+    """A spool of which everything is stored, in the database `one`, and kept."""
+    spool = new_spool(directory, segment_bytes=4096, keep_seconds=3600, **options)
+    await spool.open()
+    written: list[LogRecord] = [make.started() for _ in range(40)]
+    for record in written:
+        await spool.append(record)
+    assert await spool.remember("one") == 0
+    await consume(spool)
+    return spool, written
+
+
+async def test_what_is_stored_is_kept_and_comes_again_for_another_database_once(tmp_path: Path) -> None:
+    spool, written = await kept_spool(tmp_path)
+    assert (spool.state().records, await spool.remember("one")) == (0, 0)
+    assert await spool.remember("two") == len(written) + 1  # and the start of the server
+    assert spool.state().records == len(written) + 1
+    assert await consume(spool) == written
+    assert await spool.remember("two") == 0
+    await spool.close()
+
+
+async def test_what_is_kept_outlives_a_restart(tmp_path: Path) -> None:
+    first, written = await kept_spool(tmp_path)
+    await first.close()
+    second = new_spool(tmp_path, segment_bytes=4096, keep_seconds=3600)
+    await second.open()
+    assert second.state().records == 1  # its own start
+    assert await second.remember("two") == len(written) + 1
+    assert await consume(second) == written
+    await second.close()
+
+
+async def test_what_is_kept_goes_when_it_is_old_though_nothing_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, _ = await kept_spool(tmp_path)
+    assert len(list(tmp_path.glob("*.log"))) > 3
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 3601)
+    assert await spool.read_batch(10) == []
+    assert len(list(tmp_path.glob("*.log"))) == 1  # the one being written
+    await spool.close()
+
+
+async def test_what_is_kept_is_half_of_what_may_wait_at_most(tmp_path: Path) -> None:
+    spool, _ = await kept_spool(tmp_path)
+    assert spool._files._keep_bytes == spool.max_bytes // 2
+    spool._files._keep_bytes = 10_000
+    await spool.read_batch(1)
+    sizes = [path.stat().st_size for path in sorted(tmp_path.glob("*.log"))[:-1]]
+    assert 0 < sum(sizes) <= 10_000
+    await spool.close()
+
+
+async def test_what_is_kept_makes_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, _ = await kept_spool(tmp_path)
+    real, full = spool_disk.allocate, len(list(tmp_path.glob("*.log")))
+
+    def allocate(descriptor: int, size: int) -> None:
+        if len(list(tmp_path.glob("*.log"))) >= full:
+            raise OSError(errno.ENOSPC, "full")
+        real(descriptor, size)
+
+    monkeypatch.setattr(spool_disk, "allocate", allocate)
+    more = [make.started() for _ in range(10)]
+    for record in more:
+        await spool.append(record)
+    assert await contents(spool) == more
+    await spool.close()
+
+
+async def test_a_history_that_cannot_be_written_stops_no_storing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool, written = await kept_spool(tmp_path)
+    monkeypatch.setattr(spool_disk, "replace", failing(errno.ENOSPC))
+    assert await spool.remember("two") == len(written) + 1
+    assert await spool.remember("two") == 0
+    monkeypatch.undo()
+    assert await consume(spool) == written
+    await spool.close()
