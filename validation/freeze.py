@@ -7,7 +7,8 @@ that none can commit a row there later, whatever the order of commits. A row tha
 a newer `changed_xid`, and is frozen once more.
 
 A transaction's number says something in one cluster only, and rows of another of its databases would count as
-learned: so a snapshot names both, and freezing anything else after it is refused.
+learned: so a snapshot names both, and freezing anything else after it is refused. One that was restored to a
+point in time is learned from there on (`restored`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from psycopg.rows import dict_row
 from validation import snapshot
 from validation.files import discard_unfinished, new_folder, read_json, sha256, sync, write_json
 from validation.note import NothingToDoError, Progress, silent
+from validation.restored import resumed, timeline_of
 
 ROLE = "agentloop_freeze"
 VIEW = "learning_log"
@@ -53,11 +55,12 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Watermark:
-    """What of `log` was learned: all that transactions below `xid` stored. `record` says so."""
+    """What of `log`, on that timeline, was learned: all below `xid`, says `record`."""
 
     xid: int
     log: Log
     record: Path
+    timeline: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +129,7 @@ def last_watermark(cycle: Path) -> Watermark | None:
         try:
             told = read_json(record)
             log = Log(str(told["system_identifier"]), str(told["database_oid"]))
-            return Watermark(int(told["watermark_to"]), log, record)
+            return Watermark(int(told["watermark_to"]), log, record, int(told.get("timeline", 0)))
         except (KeyError, TypeError, ValueError) as error:
             raise FreezeError(
                 f"{record} does not say up to where which log was learned ({error}); restore that file, or"
@@ -215,7 +218,9 @@ def _copy(
         _one(log, "SELECT oid::text AS found FROM pg_database WHERE datname = current_database()", {}),
     )
     watermark_to = int(_one(log, "SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS found", {}))
+    timeline, begun = timeline_of(log)
     if last is not None:
+        last = replace(last, xid=resumed(last.xid, last.timeline, begun))
         _continues(last, this, watermark_to)
     watermark_from = 0 if last is None else last.xid
     bounds = {"from": str(watermark_from), "to": str(watermark_to)}
@@ -246,6 +251,7 @@ def _copy(
     sync(target)
     return {
         **asdict(this),
+        "timeline": timeline,
         "watermark_from": str(watermark_from),
         "watermark_to": str(watermark_to),
         "rows": rows,

@@ -21,6 +21,7 @@ from validation import note
 from validation.__main__ import app
 from validation.freeze import FreezeError, freeze, last_watermark, local_database
 from validation.note import NothingToDoError
+from validation.restored import resumed
 
 __all__ = ["dsn", "empty_dsn", "postgres"]
 
@@ -259,6 +260,37 @@ def test_another_log_than_last_time_is_refused_with_what_to_do(
     for named in ("AGENTLOOP_STATE_DIR", "AGENTLOOP_CYCLES_DIR", str(cycles)):
         assert named in str(refused.value)
     assert not (cycles / SECOND / "snapshot").exists()
+
+
+def test_a_log_that_was_restored_is_learned_from_where_it_went_back_to_and_once(
+    dsn: str, cycles: Path
+) -> None:
+    """Its transactions count on from there: by the numbers of before, what it gets would seem learned."""
+    with psycopg.connect(dsn) as connection:
+        log.infer(connection)
+        (name, first), *_ = connection.execute(
+            "SELECT current_database(), pg_snapshot_xmax(pg_current_snapshot())::text"
+        ).fetchall()
+    freeze(cycles / FIRST, dsn)
+    log.verdict(cycles / FIRST)
+    record = cycles / FIRST / "snapshot" / "snapshot.json"
+    before = json.loads(record.read_text()) | {"watermark_to": "99999999999", "timeline": 0}
+    record.write_text(json.dumps(before))
+    with psycopg.connect(dsn) as connection:
+        connection.execute(f"ALTER DATABASE {name} SET agentloop.restored = '1:{first}'")
+        again = [str(log.infer(connection)) for _ in range(2)]
+    assert frozen_ids_of(cycles / SECOND, dsn)[-2:] == again
+    log.verdict(cycles / SECOND)
+    with pytest.raises(NothingToDoError):
+        freeze(cycles / THIRD, dsn)
+
+
+def test_what_was_learned_after_a_restore_stays_learned() -> None:
+    assert resumed(1000, 1, {}) == 1000
+    assert resumed(1000, 1, {2: 900, 3: 950}) == 900, "both came since"
+    assert resumed(1000, 2, {2: 900, 3: 950}) == 950
+    assert resumed(1000, 3, {2: 900, 3: 950}) == 1000
+    assert resumed(800, 1, {2: 900}) == 800
 
 
 def test_a_role_that_may_only_freeze_can_tell_which_log_it_is(dsn: str, cycles: Path) -> None:
