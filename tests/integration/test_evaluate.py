@@ -526,7 +526,7 @@ async def test_what_a_killed_evaluation_left_ends_and_is_deleted_by_the_next(tmp
 # The real thing.
 
 
-@pytest.mark.slow
+@pytest.mark.soak  # the small cycle of tests/e2e evaluates it too
 def test_the_real_base_is_evaluated_on_a_server_of_its_own(
     tmp_path: Path, base_gguf: Path, live_server: LiveServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

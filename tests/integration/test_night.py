@@ -197,6 +197,7 @@ def test_several_models_learn_in_one_night_and_what_stops_one_does_not_stop_the_
     assert f"gemma-3-1b agent {recipe}/gemma3-1b.yaml {HOME}/README.md" in ran.out
 
 
+@pytest.mark.soak
 def test_a_failed_report_fails_the_night_too(night: Night) -> None:
     ran = night.run(PLAY_report="exit 1", PLAY_freeze="exit 99")
     assert ran.code == 1

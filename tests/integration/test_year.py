@@ -26,6 +26,7 @@ def yesterday(days: int) -> datetime:
     return now - timedelta(days=days)
 
 
+@pytest.mark.soak
 def test_nights_with_an_attack_kills_a_full_disk_and_a_wrong_clock_lose_nothing(
     tmp_path: Path, dsn: str
 ) -> None:
