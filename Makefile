@@ -45,7 +45,7 @@ format: install ## rewrite the code as ruff wants it
 	$(BIN)/ruff format .
 
 test: install ollama ## unit and integration tests on real parts, and a small cycle end to end
-	scripts/debian.sh iproute2 chromium prometheus prometheus-node-exporter prometheus-alertmanager
+	scripts/debian.sh iproute2 chromium haproxy prometheus prometheus-node-exporter prometheus-alertmanager
 	$(BIN)/python -m pytest -m "not soak" -n 2 --no-loadscope-reorder --max-worker-restart 0 --durations 40 \
 		--durations-min 3 --cov --cov-report term:skip-covered --cov-fail-under 90 $(TESTS)
 

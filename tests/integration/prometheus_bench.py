@@ -98,7 +98,11 @@ class Prometheus:
 
 @contextlib.asynccontextmanager
 async def scraping(
-    place: Path, servers: Sequence[str], hosts: Sequence[str] = (), alertmanagers: Sequence[str] = ()
+    place: Path,
+    servers: Sequence[str],
+    hosts: Sequence[str] = (),
+    alertmanagers: Sequence[str] = (),
+    gateways: Sequence[str] = (),
 ) -> AsyncIterator[Prometheus]:
     """A Prometheus with our configuration, but for the addresses, and how often it looks."""
     config: dict[str, Any] = yaml.safe_load((RULES / "prometheus.yml").read_text())
@@ -109,7 +113,7 @@ async def scraping(
     }
     config["rule_files"] = [str(RULES / file) for file in config["rule_files"]]
     config["alerting"]["alertmanagers"] = [{"static_configs": [{"targets": list(alertmanagers)}]}]
-    for job, targets in zip(config["scrape_configs"], (servers, hosts), strict=True):
+    for job, targets in zip(config["scrape_configs"], (servers, gateways, hosts), strict=True):
         job["static_configs"] = [{"targets": list(targets)}]
     (place / "prometheus.yml").write_text(yaml.safe_dump(config))
     listen = free_address()
@@ -137,6 +141,30 @@ async def node_exporter(place: Path) -> AsyncIterator[str]:
     ]
     with running(arguments, place / "exporter.log") as process:
         await answers(f"http://{listen}/metrics", process, place / "exporter.log")
+        yield listen
+
+
+_HAPROXY = """
+defaults
+  mode http
+  timeout connect 1s
+  timeout client 1s
+  timeout server 1s
+frontend metrics
+  bind {listen}
+  http-request use-service prometheus-exporter if {{ path /metrics }}
+backend grpc
+  server a-blue {server}
+"""
+
+
+@contextlib.asynccontextmanager
+async def haproxy(place: Path, server: str) -> AsyncIterator[str]:
+    """Where a real HAProxy shows its figures; its one server is named as the role gateway names them."""
+    listen = free_address()
+    (place / "haproxy.cfg").write_text(_HAPROXY.format(listen=listen, server=server))
+    with running(["haproxy", "-db", "-f", str(place / "haproxy.cfg")], place / "haproxy.log") as process:
+        await answers(f"http://{listen}/metrics", process, place / "haproxy.log")
         yield listen
 
 

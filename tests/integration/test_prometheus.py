@@ -31,6 +31,7 @@ from tests.integration.grpc_bench import TOKENS, Bench, bearer, hello, status_of
 from tests.integration.prometheus_bench import (
     RULES,
     dashboard_queries,
+    haproxy,
     node_exporter,
     rules,
     scraping,
@@ -117,7 +118,8 @@ async def test_every_query_of_every_rule_finds_something_of_a_server_under_load(
         served(tmp_path, dsn, metrics) as (address, bench),
         node_exporter(tmp_path / "host") as host,
         alertmanager(tmp_path / "alerts") as told,
-        scraping(tmp_path, [address], [host], [told.address]) as prometheus,
+        haproxy(tmp_path, address) as gateway,
+        scraping(tmp_path, [address], [host], [told.address], [gateway]) as prometheus,
     ):
         # As where there are GPUs, and several Ollamas: this machine has neither.
         metrics.gpus_are([Gpu("GPU-1", 0.5, 30, 80)])
