@@ -147,7 +147,7 @@ def test_all_are_asked_the_same_and_the_gate_can_judge(
     }
     decided = gate.run(directory)
     assert decided["champion"] == about["champion"] and decided["candidate"] == about["candidate"]
-    assert [check["n"] for check in decided["checks"]] == [100, 10, 10, 100, 0, 100, 100]
+    assert [check["n"] for check in decided["checks"]] == [100, 10, 10, 100, 0, 100, 100, 10]
     assert about["best_ever"] == {"simple_python": about["champion"], "gate": about["champion"]}
 
 

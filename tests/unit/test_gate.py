@@ -86,6 +86,14 @@ def test_better_on_the_target_but_worse_on_what_callers_showed_fails() -> None:
     assert "no worse on what callers showed" in decided["reason"]
 
 
+def test_answers_to_callers_that_do_not_end_fail_a_night_whose_calls_end() -> None:
+    suites = night()
+    suites["gate"] = rows("champion", share(0, 40)) + rows("candidate", share(10, 40), cut=30)
+    decided = judged(suites)
+    assert decided["verdict"] == "fail"
+    assert "ends its answers to what callers asked: 30 of 40 answers are cut" in decided["reason"]
+
+
 def test_a_margin_that_the_interval_crosses_holds_the_champion() -> None:
     assert judged(night(guarded=(20, 18)))["verdict"] == "inconclusive"
 
@@ -248,7 +256,7 @@ def test_a_candidate_that_changes_nothing_of_a_full_guard_suite_is_no_worse() ->
     assert cap is not None
     equal = night() | {"gate": rows("champion", share(40, cap)) + rows("candidate", share(40, cap))}
     guards = [check for check in judged(equal)["checks"] if check["suite"] == "gate"]
-    assert len(guards) == 2 and all(guard["holds"] for guard in guards)
+    assert len(guards) == 3 and all(guard["holds"] for guard in guards)
 
 
 # Claims: exact, a family, within a budget; and what it would take.
@@ -297,7 +305,7 @@ def test_a_check_that_may_be_short_is_passed_over_until_its_suite_has_grown() ->
     decided = gate.judge(rules, suites, CHAMPION, CANDIDATE)
     assert decided["verdict"] == "pass"
     passed_over = [check["suite"] for check in decided["checks"] if check["passed_over"]]
-    assert passed_over == ["gate", "gate", "regressions"]
+    assert passed_over == ["gate", "gate", "regressions", "gate"]
     assert "gate" not in decided["reason"]
 
 
