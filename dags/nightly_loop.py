@@ -212,7 +212,8 @@ mostly `finetune`, with what follows.
         **with_cycle(
             """
 - **Does:** installs the candidate, warms it, gives it a share of the traffic, compares its own figures with
-the champion's, then promotes it or puts the route back. Both are successes: read `rollout.json`.
+the champion's at each step, then promotes it and watches, or puts the route back. Both are successes: read
+`rollout.json`.
 - **Skipped:** the gate said fail or inconclusive; the champion serves on.
 - **Breaks when it fails:** it could not finish *and* could not tell, or restore, what serves: look at once.
 - **Who acts:** an SRE.
@@ -220,7 +221,7 @@ the champion's, then promotes it or puts the route back. Both are successes: rea
 seconds: `make rollback CYCLE=<cycle id>`. *Another rollout*: wait for it. *Server down*: start it. Then clear
 the task: it goes on where it stopped.
 """,
-            timeout=timedelta(hours=2),
+            timeout=timedelta(hours=5),  # four steps of an hour at most, their minute each, and the watch
             retries=2,
             model=model,
         ),

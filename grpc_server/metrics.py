@@ -22,8 +22,16 @@ from prometheus_client import (
 from grpc_server.admission import Admission
 from grpc_server.domain.errors import AgentLoopError, InvalidArgument
 from grpc_server.domain.ports import Gpu, SpoolState
-from grpc_server.domain.types import HandoverState, InferenceEnded, InferenceStarted, Priority, Status
+from grpc_server.domain.types import (
+    Feedback,
+    HandoverState,
+    InferenceEnded,
+    InferenceStarted,
+    Priority,
+    Status,
+)
 from grpc_server.handover import Handover
+from grpc_server.opinions import RecentAnswers
 from grpc_server.series import VersionSeries
 
 disable_created_metrics()  # type: ignore[no-untyped-call] # they double what is scraped, unread
@@ -31,7 +39,23 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # they double what is
 # Buckets that OpenTelemetry's semantic conventions for generative AI advise, in seconds
 # (docs/gen-ai/gen-ai-metrics.md: gen_ai.server.request.duration, gen_ai.server.time_to_first_token, …);
 # and 5 s, the objective of whole answers (infra/prometheus/recording.yml).
-_DURATION = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.0, 5.12, 10.24, 20.48, 40.96, 81.92)
+DURATION_BUCKETS = (
+    0.01,
+    0.02,
+    0.04,
+    0.08,
+    0.16,
+    0.32,
+    0.64,
+    1.28,
+    2.56,
+    5.0,
+    5.12,
+    10.24,
+    20.48,
+    40.96,
+    81.92,
+)
 _FIRST_TOKEN = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
 _PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864)
@@ -54,6 +78,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._series = VersionSeries()
         self._aliases: set[str] = set()
+        self._answers = RecentAnswers()
         ProcessCollector(registry=self.registry)
         models = ("gen_ai_request_model", "gen_ai_response_model")
         self._inferences = Counter(
@@ -68,6 +93,12 @@ class Metrics:
             ("alias", "model_version", "target_role", "error_type"),
             registry=self.registry,
         )
+        self._feedback = Counter(
+            "agentloop_feedback",
+            "Answers that their callers called good or bad, as far as this server gave them.",
+            ("alias", "model_version", "target_role", "opinion"),
+            registry=self.registry,
+        )
         self._refused = Counter(
             "agentloop_refused",
             "Requests that were not accepted, by the kind of error.",
@@ -79,7 +110,7 @@ class Metrics:
             "From a request's arrival to the end of its answer, unless its caller cancelled, or was wrong, or"
             " another version failed at it first.",
             models,
-            buckets=_DURATION,
+            buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
         self._first_token = Histogram(
@@ -225,6 +256,8 @@ class Metrics:
         version, target_role = end.asked(start)
         role, status, alias = target_role.value, end.status.value, self._alias(start.alias)
         self._series.of(self._inferences, version, alias, version, role, status, reason, kind).inc()
+        if end.status is Status.OK:
+            self._answers.add(start.id, start.caller, (alias, version, role))
         for failed in end.attempts[:-1]:
             name, role = failed.model_version, failed.target_role.value
             self._series.of(self._fallbacks, name, alias, name, role, failed.error_type).inc()
@@ -265,6 +298,13 @@ class Metrics:
     def logged(self, records: int = 1) -> None:
         """The spool took records."""
         self._records.labels("accepted").inc(records)
+
+    def fed_back(self, feedback: Feedback) -> None:
+        """The spool took a caller's feedback."""
+        self.logged()
+        if heard := self._answers.heard(feedback):
+            (alias, version, role), opinion = heard
+            self._series.of(self._feedback, version, alias, version, role, opinion).inc()
 
     def stored(self, records: int) -> None:
         """Postgres took records."""

@@ -157,7 +157,7 @@ async def listen(
         )
         log_pb2_grpc.add_LogServiceServicer_to_server(LogServicer(reader), listener)
         feedback_pb2_grpc.add_FeedbackServiceServicer_to_server(
-            FeedbackServicer(spool, logged=metrics.logged), listener
+            FeedbackServicer(spool, logged=metrics.fed_back), listener
         )
         model_pb2_grpc.add_ModelServiceServicer_to_server(
             ModelServicer(

@@ -25,6 +25,10 @@ def _load(name: str, path: Path) -> ModuleType:
 
 
 metrics = _load("ansible.module_utils.agentloop_metrics", ROOT / "module_utils" / "agentloop_metrics.py")
+sources = _load("ansible.module_utils.agentloop_sources", ROOT / "module_utils" / "agentloop_sources.py")
+judgement = _load(
+    "ansible.module_utils.agentloop_judgement", ROOT / "module_utils" / "agentloop_judgement.py"
+)
 cli = _load("ansible.module_utils.agentloop_cli", ROOT / "module_utils" / "agentloop_cli.py")
 canary_analysis = _load("canary_analysis", ROOT / "library" / "canary_analysis.py")
 agentloop_route = _load("agentloop_route", ROOT / "library" / "agentloop_route.py")

@@ -21,13 +21,13 @@ from grpc_server.uninterrupted import uninterrupted
 
 
 class FeedbackServicer(rpc.FeedbackServiceServicer):
-    """Submit, to the spool; `logged` is told of each record that reached it."""
+    """Submit, to the spool; `logged` is told of each feedback that reached it."""
 
     def __init__(
         self,
         spool: Spool,
         *,
-        logged: Callable[[], None] = lambda: None,
+        logged: Callable[[Feedback], object] = lambda _: None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         new_id: Callable[[], UUID] = uuid7,
     ) -> None:
@@ -48,7 +48,7 @@ class FeedbackServicer(rpc.FeedbackServiceServicer):
 
     async def _log(self, feedback: Feedback) -> None:
         await self._spool.append(feedback)
-        self._logged()
+        self._logged(feedback)
 
     def _feedback(self, request: pb.SubmitRequest) -> Feedback:
         who, value = caller(), request.WhichOneof("value")

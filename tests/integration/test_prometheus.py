@@ -23,6 +23,8 @@ from grpc_server.domain.types import Route, Target, TargetRole
 from grpc_server.metrics import Metrics
 from grpc_server.settings import Settings
 from infra.prometheus import backup_age
+from tests.ansible_modules import metrics as figures
+from tests.ansible_modules import sources
 from tests.fakes import BASE, FakeAuthenticator, FakeEngine, FakeRoutes, FakeRouteStore
 from tests.integration import night_by_hand
 from tests.integration.alertmanager_bench import alertmanager
@@ -126,6 +128,9 @@ async def test_every_query_of_every_rule_finds_something_of_a_server_under_load(
         metrics.watch_hosts(lambda: {"well": 1, "ejected": 0, "down": 0})
         answered = await load(bench)
         await prometheus.until('sum(agentloop_inferences_total{status="ok"})', answered)
+        scraped = await asyncio.to_thread(sources.prometheus(prometheus.url, 'job="agentloop"'))
+        assert figures.figures(scraped, "default", BASE).answered == answered
+        assert figures.figures(scraped, "default", NEW).failed > 0
         await prometheus.until('count(ALERTS{alertname="AgentloopDeadLetters"}) or vector(0)', 0)
         metrics.dead_lettered(1)
         await prometheus.until('ALERTS{alertname="AgentloopDeadLetters", alertstate="firing"}', 1)

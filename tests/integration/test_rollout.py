@@ -61,21 +61,24 @@ def already_promoted(here: World) -> None:
     here.set_route(stable(CANDIDATE))
 
 
-def test_a_good_candidate_is_promoted_and_a_second_run_changes_nothing(here: World) -> None:
-    checked = here.play("rollout", "--check", "--diff")
+def test_a_good_candidate_is_promoted_in_steps_and_a_second_run_changes_nothing(here: World) -> None:
+    steps = {"AGENTLOOP_CANARY_STEPS": "30, 50,100", "AGENTLOOP_CANARY_WATCH_SECONDS": "0.5"}
+    checked = here.play("rollout", "--check", "--diff", **steps)
     assert checked.code == 0, checked.out
-    assert checked.changed == 3
+    assert checked.changed == 4
     assert here.targets == UNTOUCHED
     assert [path.name for path in sorted(here.cycle_dir.iterdir())] == ["gate.json", "model.gguf"]
 
-    first = here.play()
+    first = here.play(**steps)
     assert first.code == 0, first.out
-    assert first.changed == 4
+    assert first.changed == 5
     assert here.targets == PROMOTED
     record = here.rollout
     assert record["result"] == "promoted"
-    assert [step["step"] for step in record["steps"]] == ["install", "canary", "analysis", "end"]
-    figures = record["steps"][2]["metrics"]
+    expected = ["install", *["canary", "analysis"] * 2, "watch", "end"]
+    assert [step["step"] for step in record["steps"]] == expected
+    assert "gets 30 % of default" in record["steps"][1]["reason"]
+    figures = record["steps"][4]["metrics"]
     assert min(figures["stable"]["requests"], figures["canary"]["requests"]) >= 8
     assert record["requests"] > 16
     assert record["failed_requests"] == 0
@@ -112,6 +115,30 @@ def test_a_bad_candidate_is_rolled_back_by_itself(
     if reply is endless:
         again = here.play()
         assert (again.code, again.changed) == (0, 0), again.out
+
+
+@pytest.mark.soak
+def test_a_candidate_that_is_bad_only_alone_is_put_back_by_the_watch(here: World) -> None:
+    def reply() -> list[str]:
+        return endless() if here.targets == PROMOTED else good()
+
+    here.replies[CANDIDATE] = reply
+    played = here.play(AGENTLOOP_CANARY_WATCH_SECONDS="20")
+    assert played.code == 0, played.out
+    assert here.targets == UNTOUCHED
+    record = here.rollout
+    assert [step["step"] for step in record["steps"]] == ["install", "canary", "analysis", "watch", "end"]
+    assert (record["result"], record["steps"][3]["decision"]) == ("rolled_back", "roll_back")
+    assert here.marks == []
+
+
+@pytest.mark.soak
+def test_a_step_that_is_none_is_refused_before_anything_changes(here: World) -> None:
+    for steps in ("0,50", "50,10", "100", "ten"):
+        played = here.play(AGENTLOOP_CANARY_STEPS=steps)
+        assert played.code != 0
+        assert f"The steps are '{steps}' (AGENTLOOP_CANARY_STEPS)" in played.out
+    assert here.targets == UNTOUCHED
 
 
 def test_a_canary_that_nobody_asked_is_rolled_back_and_may_be_tried_again(here: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,12 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from scipy.stats import fisher_exact
+from scipy.stats import fisher_exact, mannwhitneyu
 
-from tests.ansible_modules import canary_analysis, metrics
+from tests.ansible_modules import canary_analysis, judgement, metrics, sources
 from tests.module_run import run_module
 
-Figures, Limits, Increase = metrics.Figures, canary_analysis.Limits, metrics.Increase
+Figures, Limits, Increase = metrics.Figures, judgement.Limits, metrics.Increase
 LIMITS = Limits(min_requests=8)
 BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, math.inf)
 
@@ -37,6 +38,10 @@ def figures(requests: int = 8, *, failed: int = 0, cut: int = 0, seconds: list[f
         timed=len(took),
         buckets=tuple(zip(BOUNDS, map(float, accumulate(counts)), strict=True)),
     )
+
+
+def with_opinions(opinions: int, negative: int, requests: int = 50) -> Any:
+    return replace(figures(requests), opinions=opinions, negative=negative)
 
 
 def decision(stable: Any, canary: Any, limits: Any = LIMITS) -> str:
@@ -91,6 +96,23 @@ def test_a_candidate_that_never_stops_goes_back() -> None:
     assert "length share 100.0% (stable 10.0%)" in decided.reason
 
 
+def test_versions_that_are_both_cut_more_often_than_the_limit_are_told_apart_by_chance_alone() -> None:
+    assert decision(figures(20, cut=12), figures(20, cut=13)) == "promote"
+    assert decision(figures(20, cut=12), figures(20, cut=20)) == "roll_back"
+
+
+def test_callers_who_call_more_of_its_answers_bad_bring_a_canary_down() -> None:
+    assert broken(with_opinions(30, 2), with_opinions(30, 12)) == ["negative_feedback_share"]
+    assert broken(with_opinions(0, 0), with_opinions(1, 1)) == []
+    assert broken(with_opinions(30, 30), with_opinions(2, 2)) == []
+    decided = canary_analysis.decide(with_opinions(30, 3), with_opinions(30, 3), LIMITS)
+    assert "negative feedback share 10.0% (stable 10.0%)" in decided.reason
+
+
+def test_what_nobody_gave_an_opinion_on_is_not_judged_by_it() -> None:
+    assert "negative" not in canary_analysis.decide(figures(), figures(), LIMITS).reason
+
+
 def test_a_candidate_that_is_cut_less_often_than_its_champion_is_promoted() -> None:
     assert decision(figures(10, cut=10), figures(10, cut=7)) == "promote"
 
@@ -130,7 +152,32 @@ def test_the_chance_is_fishers(bad: int, other_bad: int, n: int, other_n: int) -
     bad, other_bad = min(bad, n), min(other_bad, other_n)
     table = [[bad, n - bad], [other_bad, other_n - other_bad]]
     expected = fisher_exact(table, alternative="greater").pvalue
-    assert canary_analysis.chance_of(bad, n, other_bad, other_n) == pytest.approx(expected, abs=1e-9)
+    assert judgement.chance_of(bad, n, other_bad, other_n) == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=1, max_size=12))
+def test_the_chance_of_slower_times_is_mann_and_whitneys(classes: list[tuple[int, int]]) -> None:
+    stable, canary = [one for one, _ in classes], [other for _, other in classes]
+    fast = [place for place, count in enumerate(stable) for _ in range(count)]
+    slow = [place for place, count in enumerate(canary) for _ in range(count)]
+    ours = judgement.chance_of_slower(stable, canary)
+    if len({*fast, *slow}) < 2 or not fast or not slow:
+        assert ours == 1.0
+    else:
+        theirs = mannwhitneyu(slow, fast, alternative="greater", method="asymptotic", use_continuity=True)
+        assert ours == pytest.approx(theirs.pvalue, abs=1e-9)
+
+
+def test_times_that_are_slower_only_by_chance_do_not_decide() -> None:
+    canary = figures(9, seconds=[0.3] * 4 + [40.0] * 5)
+    assert broken(figures(9, seconds=[0.3] * 5 + [20.0] * 4), canary) == []
+    assert broken(figures(9, seconds=[0.3] * 9), canary) == ["mean_latency", "median_latency"]
+
+
+def test_versions_whose_histograms_have_other_classes_are_compared_all_the_same() -> None:
+    stable = replace(figures(8), buckets=((0.5, 8.0), (math.inf, 8.0)))
+    assert decision(stable, figures(8)) == "promote"
+    assert broken(stable, figures(seconds=[9.0] * 8)) == ["mean_latency", "median_latency"]
 
 
 @given(st.integers(8, 60), st.integers(8, 60), st.data())
@@ -141,6 +188,16 @@ def test_more_failures_never_turn_a_rollback_into_a_promotion(
     stable = figures(other_n, failed=data.draw(st.integers(0, other_n)))
     if decision(stable, figures(n, failed=failed)) == "roll_back":
         assert decision(stable, figures(n, failed=failed + 1)) == "roll_back"
+
+
+def test_quantiles_are_prometheus_own() -> None:
+    some = Figures(buckets=((1.0, 2.0), (2.0, 2.0), (4.0, 6.0), (math.inf, 8.0)))
+    assert some.quantile(0.25) == 1.0
+    assert some.quantile(0.5) == 3.0
+    assert some.quantile(0.99) == 4.0  # beyond the last finite bound: that bound
+    assert Figures().quantile(0.5) is None
+    assert Figures().mean is None
+    assert Figures().plain()["latency_mean_ms"] is None
 
 
 # What the analysis makes of scrapes.
@@ -154,6 +211,8 @@ class Server:
         names = ("alias", "model_version", "target_role", "status", "finish_reason", "error_type")
         self.ended = Counter("agentloop_inferences", "x", names, registry=self.registry)
         models = ("gen_ai_request_model", "gen_ai_response_model")
+        said = ("alias", "model_version", "target_role", "opinion")
+        self.feedback = Counter("agentloop_feedback", "x", said, registry=self.registry)
         self.duration = Histogram(
             "gen_ai_server_request_duration_seconds", "x", models, buckets=BOUNDS, registry=self.registry
         )
@@ -180,8 +239,11 @@ class Server:
         return metrics.parse(generate_latest(self.registry).decode())
 
 
-def analyse(scrapes: Iterator[Any] | Callable[[], Any], time_limit: float = 20, limits: Any = LIMITS) -> Any:
-    """An analysis whose clock moves only when it sleeps."""
+Scrapes = Iterator[Any] | Callable[[], Any]
+
+
+def looking(scrapes: Scrapes) -> dict[str, Any]:
+    """What an analysis looks with, whose clock moves only when it sleeps."""
     now = [0.0]
 
     def scrape() -> Any:
@@ -190,17 +252,25 @@ def analyse(scrapes: Iterator[Any] | Callable[[], Any], time_limit: float = 20, 
             raise got
         return got
 
+    return {
+        "scrape": scrape,
+        "alias": "default",
+        "canary": "m:new",
+        "limits": LIMITS,
+        "poll_interval": 5,
+        "clock": lambda: now[0],
+        "sleep": lambda seconds: now.__setitem__(0, now[0] + seconds),
+    }
+
+
+def analyse(scrapes: Scrapes, time_limit: float = 20, bake_seconds: float = 0) -> Any:
     return canary_analysis.analyse(
-        scrape,
-        alias="default",
-        stable="m:old",
-        canary="m:new",
-        limits=limits,
-        time_limit=time_limit,
-        poll_interval=5,
-        clock=lambda: now[0],
-        sleep=lambda seconds: now.__setitem__(0, now[0] + seconds),
+        **looking(scrapes), stable="m:old", time_limit=time_limit, bake_seconds=bake_seconds
     )
+
+
+def watched(scrapes: Scrapes, baseline: Any) -> Any:
+    return canary_analysis.watch(**looking(scrapes), baseline=baseline, seconds=20)
 
 
 def traffic(server: Server, canary: Callable[[], None], count: int = 8) -> Iterator[Any]:
@@ -236,6 +306,8 @@ def test_each_version_is_judged_by_its_own_figures() -> None:
         "cut_by_length": 8,
         "error_share": 0.0,
         "length_share": 1.0,
+        "opinions": 0,
+        "negative_share": 0.0,
         "latency_mean_ms": 300.0,
         "latency_p50_ms": 240.0,
         "latency_p95_ms": 312.0,
@@ -312,6 +384,82 @@ def test_a_scrape_that_fails_once_is_made_good_by_the_next() -> None:
     assert (outcome.decision.decision, outcome.seconds) == ("promote", 10)
 
 
+def test_a_step_lasts_as_long_as_it_is_baked_though_there_are_requests_enough() -> None:
+    server = Server()
+    outcome = analyse(traffic(server, lambda: server.answer("m:new", "canary")), bake_seconds=60)
+    assert (outcome.decision.decision, outcome.seconds) == ("promote", 60)
+
+
+def test_harm_beyond_a_limit_ends_a_step_before_it_is_baked() -> None:
+    server = Server()
+    broken = traffic(server, lambda: server.answer("m:new", "canary", "error"))
+    outcome = analyse(broken, bake_seconds=600)
+    assert (outcome.decision.decision, outcome.seconds) == ("roll_back", 5)
+
+
+def test_metrics_that_go_missing_while_it_bakes_mean_back() -> None:
+    server = Server()
+
+    def scrapes() -> Iterator[Any]:
+        good = traffic(server, lambda: server.answer("m:new", "canary"))
+        yield next(good)
+        yield next(good)
+        while True:
+            yield OSError("connection refused")
+
+    outcome = analyse(scrapes(), bake_seconds=10)
+    assert outcome.decision.decision == "roll_back"
+    assert outcome.decision.reason.startswith("no figures: connection refused")
+
+
+def test_opinions_count_for_the_version_that_they_are_of() -> None:
+    server = Server()
+
+    def one() -> None:
+        server.answer("m:new", "canary")
+        server.feedback.labels("default", "m:new", "canary", "negative").inc()
+        server.feedback.labels("default", "m:old", "stable", "positive").inc()
+        server.feedback.labels("default", "m:old", "shadow", "negative").inc()
+
+    outcome = analyse(traffic(server, one))
+    assert outcome.decision.decision == "roll_back"
+    assert "negative feedback share 100.0% (stable 0.0%)" in outcome.decision.reason
+    assert (outcome.canary.opinions, outcome.stable.negative) == (8, 0)
+
+
+# The watch after a promotion.
+
+
+def promoted(server: Server, status: str = "ok", count: int = 8) -> Iterator[Any]:
+    yield server.scrape()
+    for _ in range(count):
+        server.answer("m:new", status=status)
+    while True:
+        yield server.scrape()
+
+
+def test_a_promoted_version_that_does_as_the_former_one_did_is_watched_to_the_end() -> None:
+    outcome = watched(promoted(Server()), figures(50))
+    assert (outcome.decision.decision, outcome.seconds) == ("promote", 20)
+
+
+def test_a_promoted_version_that_fails_goes_back_at_once() -> None:
+    outcome = watched(promoted(Server(), "error"), figures(50))
+    assert (outcome.decision.decision, outcome.seconds) == ("roll_back", 5)
+
+
+def test_few_requests_after_a_promotion_say_nothing_against_it() -> None:
+    outcome = watched(promoted(Server(), "error", count=3), figures(50))
+    assert outcome.decision.decision == "promote"
+    assert outcome.decision.reason.startswith("nothing speaks against it: too few requests")
+
+
+def test_a_watch_that_sees_no_metrics_at_its_end_means_back() -> None:
+    outcome = watched(lambda: OSError("connection refused"), figures(50))
+    assert outcome.decision.reason == "no figures: connection refused after 20 s"
+    assert outcome.decision.decision == "roll_back"
+
+
 def test_a_server_that_began_anew_is_counted_from_nothing() -> None:
     before, after = Server(), Server()
     for _ in range(6):
@@ -348,59 +496,13 @@ def test_an_increase_is_what_was_added_whatever_restarts_happen_right_before_a_s
     assert increase.total.get(series, 0.0) == added
 
 
-# Prometheus' text format.
-
-
-def test_label_values_with_quotes_backslashes_commas_and_newlines_survive() -> None:
-    registry = CollectorRegistry()
-    value = 'a"b\\c,d}\ne é'
-    Counter("x", 'help with } and "', ("one", "two"), registry=registry).labels(value, "").inc(3)
-    samples = metrics.parse(generate_latest(registry).decode())
-    assert samples["x_total", (("one", value), ("two", ""))] == 3
-
-
-@given(st.text(), st.text())
-def test_every_label_value_survives(one: str, two: str) -> None:
-    registry = CollectorRegistry()
-    Counter("x", "y", ("one", "two"), registry=registry).labels(one, two).inc()
-    samples = metrics.parse(generate_latest(registry).decode())
-    assert samples["x_total", (("one", one), ("two", two))] == 1
-
-
-def test_infinity_not_a_number_and_timestamps_are_read() -> None:
-    samples = metrics.parse('a +Inf\nb{le="+Inf"} 3 1700000000000\n# c 1\n\nd NaN\n')
-    assert samples["a", ()] == math.inf
-    assert samples["b", (("le", "+Inf"),)] == 3
-    assert math.isnan(samples["d", ()])
-
-
-def test_a_page_that_is_no_metrics_is_refused_with_its_line() -> None:
-    with pytest.raises(ValueError, match="<html>"):
-        metrics.parse("<html> nginx 502")
-
-
-def test_quantiles_are_prometheus_own() -> None:
-    some = Figures(buckets=((1.0, 2.0), (2.0, 2.0), (4.0, 6.0), (math.inf, 8.0)))
-    assert some.quantile(0.25) == 1.0
-    assert some.quantile(0.5) == 3.0
-    assert some.quantile(0.99) == 4.0  # beyond the last finite bound: that bound
-    assert Figures().quantile(0.5) is None
-    assert Figures().mean is None
-    assert Figures().plain()["latency_mean_ms"] is None
-
-
-def test_only_http_is_fetched() -> None:
-    with pytest.raises(ValueError, match="http"):
-        metrics.fetch("file:///etc/passwd")
-
-
 # The module.
 
 
 def test_the_module_asks_the_server_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     scrapes = traffic(server, lambda: server.answer("m:new", "canary"))
-    monkeypatch.setattr(canary_analysis, "fetch", lambda url: next(scrapes))
+    monkeypatch.setattr(sources, "fetch", lambda url, ca_file: next(scrapes))
     result = run_module(
         canary_analysis,
         {
@@ -414,6 +516,7 @@ def test_the_module_asks_the_server_and_changes_nothing(monkeypatch: pytest.Monk
     assert result["changed"] is False
     assert result["decision"] == "promote"
     assert result["metrics"]["canary"]["requests"] == 8
+    assert Figures.of(json.loads(json.dumps(result["figures"]["stable"], allow_nan=False))).requests == 8
     assert [check["name"] for check in result["checks"]] == [
         "error_share",
         "length_share",
@@ -428,6 +531,10 @@ def test_the_module_asks_the_server_and_changes_nothing(monkeypatch: pytest.Monk
         ({"canary": "m:old"}, "nothing to compare"),
         ({"min_requests": 0}, "at least 1"),
         ({"poll_interval": 0}, "above 0"),
+        ({"metrics_url": []}, "name where the figures are"),
+        ({"prometheus_url": "file:///etc/passwd"}, "must begin with http"),
+        ({"baseline": {"requests": "many"}}, "no figures of a version"),
+        ({"baseline": {"mean": 1}}, "no figures of a version"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
@@ -435,3 +542,20 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
     result = run_module(canary_analysis, given_options)
     assert result["failed"]
     assert message in result["msg"]
+
+
+def test_the_module_watches_against_the_figures_that_it_gave_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = Server()
+    seen = promoted(server, "error")
+    monkeypatch.setattr(sources, "fetch", lambda url, ca_file: next(seen))
+    given_options = {
+        "metrics_url": "http://127.0.0.1:1/metrics",
+        "stable": "m:old",
+        "canary": "m:new",
+        "baseline": canary_analysis.counted(figures(50)),
+        "bake_seconds": 30,
+        "poll_interval": 0.001,
+    }
+    result = run_module(canary_analysis, given_options)
+    assert result["decision"] == "roll_back"
+    assert result["metrics"]["canary"]["failed"] == 8

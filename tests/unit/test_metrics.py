@@ -24,6 +24,7 @@ from grpc_server.domain.types import (
 )
 from grpc_server.metrics import Metrics
 from grpc_server.series import VERSIONS
+from tests import records
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 START = InferenceStarted(
@@ -51,6 +52,16 @@ def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], fl
 
 def value(metrics: Metrics, name: str, **labels: str) -> float:
     return samples(metrics)[name, frozenset(labels.items())]
+
+
+def test_what_callers_call_good_or_bad_is_counted_by_the_version_that_answered() -> None:
+    metrics = Metrics()
+    metrics.ended(START, END)
+    metrics.fed_back(records.feedback(START.id, boolean=False, caller=START.caller))
+    metrics.fed_back(records.feedback(UUID(int=9), boolean=False, caller=START.caller))
+    labels = {"alias": "default", "model_version": "m:new", "target_role": "canary", "opinion": "negative"}
+    assert value(metrics, "agentloop_feedback_total", **labels) == 1
+    assert value(metrics, "agentloop_log_records_total", state="accepted") == 3
 
 
 def test_an_inference_is_counted_by_version_role_status_and_reason() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.ansible_modules import agentloop_model, agentloop_route, rollout_record
+from tests.ansible_modules import agentloop_model, agentloop_route, rollout_record, sources
 from tests.module_run import run_module
 
 OLD, NEW, SHADOW = "m:20260101T000000Z", "m:20260102T000000Z", "m:20251231T000000Z"
@@ -409,10 +409,13 @@ def test_counts_come_from_the_servers_metrics(monkeypatch: pytest.MonkeyPatch) -
         ("agentloop_inferences_total", (("alias", "agent"), ("status", "ok"))): 50.0,
         ("other_total", ()): 1.0,
     }
-    monkeypatch.setattr(rollout_record, "fetch", lambda url: samples)
-    assert rollout_record.count("http://x/metrics", "default") == {"requests": 7, "failed": 2}
-    monkeypatch.setattr(rollout_record, "fetch", lambda url: (_ for _ in ()).throw(OSError("refused")))
-    assert rollout_record.count("http://x/metrics", "default") is None
+    monkeypatch.setattr(sources, "fetch", lambda url, ca_file: samples)
+    assert rollout_record.count(["http://x/metrics"], "default") == {"requests": 7, "failed": 2}
+    two = rollout_record.count(["http://x/metrics", "http://y/metrics"], "default")
+    assert two == {"requests": 14, "failed": 4}
+    monkeypatch.setattr(sources, "fetch", lambda url, ca_file: (_ for _ in ()).throw(OSError("refused")))
+    assert rollout_record.count(["http://x/metrics"], "default") is None
+    assert rollout_record.count([], "default") is None
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_in_words(cycle: Path) -> None:

@@ -12,7 +12,7 @@ from grpc._cython import cygrpc  # type: ignore[attr-defined]
 
 from agentloop.v1 import feedback_pb2, inference_pb2
 from grpc_server.cancellation import CallerGone
-from grpc_server.domain.types import Caller, Scope, Status
+from grpc_server.domain.types import Caller, Feedback, Scope, Status
 from grpc_server.inference import Inference
 from grpc_server.interceptors import auth
 from grpc_server.metrics import Metrics
@@ -128,9 +128,10 @@ async def test_a_first_response_that_nobody_takes_does_not_hold_a_cancelled_call
 
 
 async def test_feedback_that_was_taken_is_counted_though_its_caller_has_gone() -> None:
-    spool, counted = FakeSpool(), []
+    counted: list[Feedback] = []
+    spool = FakeSpool()
     spool.hold = asyncio.Event()
-    servicer = FeedbackServicer(spool, logged=lambda: counted.append(1))
+    servicer = FeedbackServicer(spool, logged=counted.append)
     request = feedback_pb2.SubmitRequest(inference_id=str(uuid.uuid4()), boolean=True)
     context: Any = None
     submitting = asyncio.create_task(servicer.Submit(request, context))
@@ -140,4 +141,5 @@ async def test_feedback_that_was_taken_is_counted_though_its_caller_has_gone() -
     spool.hold.set()
     with pytest.raises(asyncio.CancelledError):
         await submitting
-    assert len(spool.feedback) == len(counted) == 1
+    assert spool.feedback == counted
+    assert len(counted) == 1

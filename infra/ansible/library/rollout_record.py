@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ansible.module_utils.agentloop_metrics import FAILED, ended, fetch
+from ansible.module_utils.agentloop_metrics import FAILED, ended
+from ansible.module_utils.agentloop_sources import servers
 from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = r"""
@@ -47,8 +48,13 @@ options:
     type: str
     default: default
   metrics_url:
-    description: Where the server's Prometheus metrics are. Unreachable, the counts of requests are null.
-    type: str
+    description: Where each server's own metrics are. Unreachable, the counts of requests are null.
+    type: list
+    elements: str
+    default: []
+  ca_file:
+    description: PEM, the authority of these addresses' certificates, if not one of the host's.
+    type: path
   step:
     description: Name of the step.
     type: str
@@ -256,12 +262,12 @@ def _grown(before: dict[str, int] | None, after: dict[str, int] | None, name: st
     return after[name] - before[name] if after["requests"] >= before["requests"] else after[name]
 
 
-def count(metrics_url: str | None, alias: str) -> dict[str, int] | None:
-    """Inferences of `alias` that ended, and failed, since the server began; None if it does not answer."""
+def count(metrics_url: list[str], alias: str, ca_file: str | None = None) -> dict[str, int] | None:
+    """Inferences of `alias` that ended, and failed, since servers began; None if one does not answer."""
     if not metrics_url:
         return None
     with suppress(OSError, ValueError):
-        samples = fetch(metrics_url)
+        samples = servers(metrics_url, ca_file)()
         return {"requests": ended(samples, alias), "failed": ended(samples, alias, FAILED)}
     return None
 
@@ -275,7 +281,8 @@ def main() -> None:
             "route": {"type": "dict"},
             "candidate": {"type": "str"},
             "alias": {"type": "str", "default": "default"},
-            "metrics_url": {"type": "str"},
+            "metrics_url": {"type": "list", "elements": "str", "default": []},
+            "ca_file": {"type": "path"},
             "step": {"type": "str"},
             "decision": {"type": "str", "default": ""},
             "reason": {"type": "str", "default": ""},
@@ -302,7 +309,7 @@ def main() -> None:
         if asked["action"] == "step":
             written = record.step(now, *(asked[name] for name in ("step", "decision", "reason", "metrics")))
         else:
-            counts = count(asked["metrics_url"], asked["alias"])
+            counts = count(asked["metrics_url"], asked["alias"], asked["ca_file"])
             if asked["action"] == "start":
                 written = record.start(asked["route"], asked["candidate"], counts, now)
             else:

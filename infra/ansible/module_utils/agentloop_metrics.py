@@ -11,12 +11,14 @@ import ssl
 import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 Series = tuple[str, tuple[tuple[str, str], ...]]  # name, labels in alphabetical order
 
 FAILED = frozenset({"error", "deadline"})  # ends that are the service's; a caller may cancel when it likes
 MISTAKEN = frozenset({"InvalidArgument"})  # errors that are the caller's, though only the engine could tell
 _MISTAKE = "mistake"
+_BY_TARGET = ("agentloop_inferences_total", "agentloop_fallbacks_total", "agentloop_feedback_total")
 _LINE = re.compile(r"^([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{(.*)\})?\s+(\S+)(?:\s+-?\d+)?$")
 _LABEL = re.compile(r'([a-zA-Z_][a-zA-Z0-9_]*)="((?:[^"\\]|\\.)*)"')
 _ESCAPE = re.compile(r"\\(.)")
@@ -92,6 +94,8 @@ class Figures:
     mistaken: int = 0  # as the prompt was too long, or the schema too much; not of the requests
     answered: int = 0
     cut: int = 0  # of the answered: ended by their length
+    opinions: int = 0  # answers of which their callers said later that they were good, or were not
+    negative: int = 0  # of the opinions
     output_tokens: int = 0
     seconds: float = 0.0
     timed: int = 0  # of the requests
@@ -106,6 +110,11 @@ class Figures:
     def cut_share(self) -> float:
         """Of the answers, 0 to 1; 0 if there were none."""
         return self.cut / self.answered if self.answered else 0.0
+
+    @property
+    def negative_share(self) -> float:
+        """Of the opinions, 0 to 1; 0 if there were none."""
+        return self.negative / self.opinions if self.opinions else 0.0
 
     @property
     def mean(self) -> float | None:
@@ -136,11 +145,27 @@ class Figures:
             "cut_by_length": self.cut,
             "error_share": round(self.failed_share, 4),
             "length_share": round(self.cut_share, 4),
+            "opinions": self.opinions,
+            "negative_share": round(self.negative_share, 4),
             "latency_mean_ms": _milliseconds(self.mean),
             "latency_p50_ms": _milliseconds(self.quantile(0.5)),
             "latency_p95_ms": _milliseconds(self.quantile(0.95)),
             "output_tokens": self.output_tokens,
         }
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> Figures:
+        """From `dataclasses.asdict`, as it is after JSON.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            counts = {name: type(getattr(cls(), name))(value) for name, value in given.items()}
+            counts["buckets"] = tuple((float(bound), float(count)) for bound, count in given["buckets"])
+            return cls(**counts)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"these are no figures of a version: {error}") from error
 
 
 def _milliseconds(seconds: float | None) -> float | None:
@@ -150,20 +175,22 @@ def _milliseconds(seconds: float | None) -> float | None:
 def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Figures:
     """What `model_version` did for `alias`, as stable or canary, by these totals of counters."""
     ends: dict[str, float] = {}
-    cut = seconds = timed = tokens = 0.0
+    cut = seconds = timed = tokens = opinions = negative = 0.0
     buckets: dict[float, float] = {}
     for (name, pairs), value in total.items():
         labels = dict(pairs)
-        if name == "agentloop_inferences_total":
-            mine = labels.get("alias") == alias and labels.get("model_version") == model_version
-            if mine and labels.get("target_role") != "shadow":
+        if name in _BY_TARGET:
+            if not _answers(labels, alias, model_version):
+                continue
+            if name == "agentloop_inferences_total":
                 status = _end(labels)
                 ends[status] = ends.get(status, 0.0) + value
                 cut += value if status == "ok" and labels.get("finish_reason") == "length" else 0.0
-        elif name == "agentloop_fallbacks_total":
-            mine = labels.get("alias") == alias and labels.get("model_version") == model_version
-            if mine and labels.get("target_role") != "shadow":
+            elif name == "agentloop_fallbacks_total":
                 ends["error"] = ends.get("error", 0.0) + value
+            else:
+                opinions += value
+                negative += value if labels.get("opinion") == "negative" else 0.0
         elif labels.get("gen_ai_response_model") != model_version:
             continue
         elif name == "gen_ai_client_token_usage_sum":
@@ -185,11 +212,18 @@ def figures(total: Mapping[Series, float], alias: str, model_version: str) -> Fi
         mistaken=round(ends.get(_MISTAKE, 0.0)),
         answered=round(ends.get("ok", 0.0)),
         cut=round(cut),
+        opinions=round(opinions),
+        negative=round(negative),
         output_tokens=round(tokens),
         seconds=seconds,
         timed=round(timed),
         buckets=tuple(sorted(buckets.items())),
     )
+
+
+def _answers(labels: Mapping[str, str], alias: str, model_version: str) -> bool:
+    mine = labels.get("alias") == alias and labels.get("model_version") == model_version
+    return mine and labels.get("target_role") != "shadow"
 
 
 def _end(labels: Mapping[str, str]) -> str:
