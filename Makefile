@@ -90,8 +90,14 @@ mlflow: install ## MLflow's pages of the nights, on http://127.0.0.1:5000, while
 rollout: install ## roll the candidate of a cycle out, by hand (CYCLE=<cycle id>)
 	$(BIN)/python -m scripts.rollout rollout $(ARGS)
 
-rollback: install ## put the champion before a cycle back (CYCLE=<cycle id>), or any (TO=<model version>)
+rollback: install ## put the champion before a cycle back (CYCLE=<cycle id>), or any (TO=<model version>); or code (CODE=prod)
 	$(BIN)/python -m scripts.rollout rollback $(ARGS)
+
+deploy-staging: install ## the server's release to staging, blue-green (STAGING=<inventory> RELEASE=<file>)
+	$(BIN)/python -m scripts.deploy staging $(ARGS)
+
+deploy-prod: install ## what staging ran, to production; shows the diff and asks (PROD=<inventory> RELEASE=<file>)
+	$(BIN)/python -m scripts.deploy prod $(ARGS)
 
 gpu-monitor: install ## GPUs as they work: load, memory by process, temperature (ARGS=--once looks once)
 	$(BIN)/python -m grpc_server gpu-monitor $(ARGS)
@@ -134,4 +140,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback gpu-monitor train-gemma-2b wheel proto dashboards terraform bench ci clean clean-state airflow
+.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback deploy-staging deploy-prod gpu-monitor train-gemma-2b wheel proto dashboards terraform bench ci clean clean-state airflow

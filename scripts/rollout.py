@@ -1,7 +1,8 @@
-"""Rolls a cycle's candidate out, or puts a former champion back, by hand: `make rollout`, `make rollback`.
+"""Rolls a candidate out, or puts a former champion or release back: `make rollout`, `make rollback`.
 
-It plays the same playbook as the nightly DAG, in the same way: this checkout's Ansible and its configuration,
-and the live server where its `server.json` says it is, unless the environment says otherwise.
+For a model it plays the same playbook as the nightly DAG, in the same way: this checkout's Ansible and its
+configuration, and the live server where its `server.json` says it is, unless the environment says
+otherwise.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
+from scripts import deploy
 from scripts.night import HOME, NightError, server_environment
 
 USAGE = 2
@@ -30,6 +32,9 @@ def play(
     to: Annotated[
         str, typer.Option(envvar="TO", help="The model version to put back; else the one before the cycle.")
     ] = "",
+    code: Annotated[
+        str, typer.Option(envvar="CODE", help="Put code back, not a model: the inventory, as prod.")
+    ] = "",
     state_dir: Annotated[Path, typer.Option(envvar="AGENTLOOP_STATE_DIR", help="State folder.")] = Path(
         "var"
     ),
@@ -38,12 +43,17 @@ def play(
     ),
 ) -> None:
     """Play `rollout` or `rollback` against the live server; the exit code is Ansible's."""
+    if playbook == "rollback" and code:
+        _code_back(code, cycle or to, more or [])
     if playbook == "rollout":
         to = ""
         if not cycle:
             _fail("which cycle? make rollout CYCLE=<cycle id>")
     elif not (cycle or to):
-        _fail("which champion? make rollback CYCLE=<cycle id> (the one before it), or TO=<model version>")
+        _fail(
+            "which champion? make rollback CYCLE=<cycle id> (the one before it), or TO=<model version>; the "
+            "server's release before: make rollback CODE=prod"
+        )
     directory = HOME / (Path(cycle) if "/" in cycle else cycles_dir / cycle)
     if cycle and not directory.is_dir():
         _fail(f"there is no cycle in {directory}: CYCLE is a cycle's id, or the path of its directory")
@@ -62,6 +72,17 @@ def play(
         command += ["--extra-vars", json.dumps({"to": to})]  # JSON: `to=a b` would be taken for two
     # In place of this process: an interrupt is Ansible's alone, which puts the route back before it ends.
     os.execve(command[0], [*command, *(more or [])], environment)  # noqa: S606
+
+
+def _code_back(named: str, model: str, more: list[str]) -> NoReturn:
+    """The hosts of an inventory return to the release before, in place of this process."""
+    if model:
+        _fail(f"CODE puts the server's release back, and {model} is of a model: name one of them")
+    try:
+        command, environment = deploy.ansible("rollback_code", deploy.inventory(named), more)
+    except deploy.DeployError as error:
+        _fail(str(error))
+    os.execve(command[0], command, environment)  # noqa: S606
 
 
 def _token_file() -> dict[str, str]:

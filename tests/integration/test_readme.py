@@ -284,7 +284,8 @@ def test_make_rolls_a_candidate_out_and_every_rollback_that_is_shown_puts_the_ch
         told = verdict(Night(directory)).command
         assert told.startswith("make rollback CYCLE=")
         every = dict.fromkeys([told, *readmes(), *dag_pages()])
-        backs = [command for command in every if command.startswith("make rollback")]
+        backs = [command for command in every if command.startswith("make rollback ")]
+        backs = [command for command in backs if "CODE=" not in command]  # which is of hosts
         assert len(backs) >= 3
         for command in backs:
             back = typed(filled(command), ours)
