@@ -1,4 +1,4 @@
-"""Loads this project's Ansible modules as Ansible does, so that tests can import them."""
+"""Loads this project's Ansible modules as Ansible does, so that tests import them; encrypts as its vault."""
 
 from __future__ import annotations
 
@@ -8,8 +8,15 @@ from pathlib import Path
 from types import ModuleType
 
 from ansible.module_utils._internal._patches._sys_intern_patch import SysInternPatch
+from ansible.parsing.vault import VaultLib, VaultSecret
 
 ROOT = Path(__file__).resolve().parents[1] / "infra" / "ansible"
+
+
+def encrypted(content: bytes, password: bytes) -> bytes:
+    """As `ansible-vault encrypt` makes it."""
+    made: bytes = VaultLib([("default", VaultSecret(password))]).encrypt(content)
+    return made
 
 
 def _load(name: str, path: Path) -> ModuleType:
@@ -34,6 +41,7 @@ canary_analysis = _load("canary_analysis", ROOT / "library" / "canary_analysis.p
 agentloop_route = _load("agentloop_route", ROOT / "library" / "agentloop_route.py")
 agentloop_model = _load("agentloop_model", ROOT / "library" / "agentloop_model.py")
 agentloop_gateway = _load("agentloop_gateway", ROOT / "library" / "agentloop_gateway.py")
+certificate_check = _load("certificate_check", ROOT / "library" / "certificate_check.py")
 server_probe = _load("server_probe", ROOT / "library" / "server_probe.py")
 server_watch = _load("server_watch", ROOT / "library" / "server_watch.py")
 rollout_record = _load("rollout_record", ROOT / "library" / "rollout_record.py")

@@ -23,7 +23,8 @@ import yaml
 from agentloop.client import AsyncClient
 from agentloop.errors import AgentLoopError
 from agentloop.types import Sampling
-from tests.certificates import Authority
+from tests.ansible_modules import encrypted
+from tests.certificates import Authority, Pair
 from tests.hosts import ROOT, Host, hosts
 
 ANSIBLE = ROOT / "infra/ansible"
@@ -64,7 +65,8 @@ class Estate:
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "ansible", "playbook", str(ANSIBLE / f"playbooks/{playbook}.yml")),
-                *("--inventory", str(self.folder / "inventory/hosts.yml"), *more),
+                *("--inventory", str(self.folder / "inventory/hosts.yml")),
+                *("--vault-password-file", str(self.folder / "vault-password"), *more),
             ],
             env=environment
             | {
@@ -95,6 +97,29 @@ class Estate:
         create = f"-m grpc_server tokens create --name {name} --scopes infer 2>/dev/null"
         return server.run(f"{environment} {python} {create}").strip()
 
+    def certify(self, name: str, pair: Pair | None = None) -> None:
+        """Have a host's certificate in the inventory, and its key in the vault: a new one, or this."""
+        pair = pair or self.authority.sign(name, address=self.hosts[name].address)
+        (self.folder / f"inventory/tls/{name}.crt").write_bytes(pair.certificate)
+        self._vault(f"host_vars/{name}/vault.yml", {"tls_key": pair.key.decode()})
+
+    def write_secrets(self, password: str) -> None:
+        """Those of all hosts, with this password of Postgres' user."""
+        self._vault(
+            "group_vars/all/vault.yml",
+            {
+                "postgres_agentloop_password": password,
+                "redaction_key": base64.b64encode(bytes(range(32))).decode(),
+                "backup_passphrase": "a long & odd: passphrase/'2",
+            },
+        )
+
+    def _vault(self, name: str, content: dict[str, str]) -> None:
+        password = (self.folder / "vault-password").read_bytes().strip()
+        path = self.folder / "inventory" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encrypted(yaml.safe_dump(content).encode(), password))
+
     def write_inventory(self, settings: dict[str, Any]) -> None:
         """As inventories/site, with our hosts, certificates and secrets."""
         inventory = self.folder / "inventory"
@@ -106,21 +131,14 @@ class Estate:
             "databases": {GATEWAY: {}},
             "servers": {name: {} for name in self.servers()},
         }
-        for name, host in self.hosts.items():
-            pair = self.authority.sign(name, address=host.address)
-            (inventory / f"tls/{name}.crt").write_bytes(pair.certificate)
-            _yaml(inventory / f"host_vars/{name}/vault.yml", {"tls_key": pair.key.decode()})
+        (self.folder / "vault-password").write_text("a password of the vault\n")
+        for name in self.hosts:
+            self.certify(name)
         listed = {group: {"hosts": members} for group, members in groups.items()}
         addresses = {name: {"ansible_host": host.address} for name, host in self.hosts.items()}
         _yaml(inventory / "hosts.yml", {"all": {"hosts": addresses}, **listed})
         network = self.hosts[GATEWAY].address.rpartition(".")[0] + ".0/24"
-        _yaml(
-            inventory / "group_vars/all/vault.yml",
-            {
-                "postgres_agentloop_password": "a long & odd: password/'1",
-                "redaction_key": base64.b64encode(bytes(range(32))).decode(),
-            },
-        )
+        self.write_secrets("a long & odd: password/'1")
         _yaml(
             inventory / "group_vars/all/ours.yml",
             {
