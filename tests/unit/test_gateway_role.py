@@ -59,6 +59,7 @@ def test_what_roles_install_is_in_the_base_image_of_test_hosts() -> None:
         *variables("server", "vars")["server_packages"],
         f"postgresql-{variables('postgres', 'defaults')['postgres_version']}",
         "haproxy",
+        "pgbackrest",
     ]
     there = image[image.index("bare=(") : image.index("[[ $EUID")]
     assert [package for package in wanted if package not in there] == []
