@@ -124,6 +124,9 @@ dashboards: install ## make Grafana's dashboards of infra/grafana/dashboards.yam
 terraform: ## check infra/terraform with mocks (TF_PLUGIN_DIR=<folder with the AWS provider>)
 	scripts/terraform.sh
 
+terraform-cost: install ## what stage and prod of infra/terraform cost a month, by list prices (ARGS=--json)
+	$(BIN)/python -m scripts.terraform_cost $(ARGS)
+
 BENCHMARKS = AGENTLOOP_OLLAMA_BIN="$$(scripts/ollama.sh | tail -1)" $(BIN)/python -m benchmarks
 bench: install ollama $(BASE) ## run every benchmark and render docs/benchmarks.md (make bench-NAME: one)
 	$(BENCHMARKS)
@@ -140,4 +143,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback deploy-staging deploy-prod gpu-monitor train-gemma-2b wheel proto dashboards terraform bench ci clean clean-state airflow
+.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback deploy-staging deploy-prod gpu-monitor train-gemma-2b wheel proto dashboards terraform terraform-cost bench ci clean clean-state airflow

@@ -60,8 +60,8 @@ def make(source: Path, out: Path) -> tuple[str, Path]:
     Raises:
         ReleaseError: if a wheel cannot be had or built.
     """
-    uv = _run([str(HOME / "scripts/uv.sh")], source).strip()
-    pinned = _run(
+    uv = run([str(HOME / "scripts/uv.sh")], source).strip()
+    pinned = run(
         [
             uv,
             "export",
@@ -76,12 +76,12 @@ def make(source: Path, out: Path) -> tuple[str, Path]:
     )
     with tempfile.TemporaryDirectory(prefix="agentloop-release-") as folder:
         for package in PACKAGES:
-            _run(
+            run(
                 [uv, "build", "--quiet", "--wheel", "--package", package, "--out-dir", folder],
                 source,
                 {"SOURCE_DATE_EPOCH": SOURCE_DATE_EPOCH},
             )
-        wheels = sorted([*Path(folder).glob("*.whl"), *_third_parties(uv, pinned, source).glob("*.whl")])
+        wheels = sorted([*Path(folder).glob("*.whl"), *third_parties(uv, pinned, source).glob("*.whl")])
         return pack(wheels, _requirements(pinned, sorted(Path(folder).glob("*.whl"))), out, _commit(source))
 
 
@@ -100,10 +100,10 @@ def pack(wheels: list[Path], requirements: str, out: Path, commit: str) -> tuple
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with tarfile.open(partial, "w") as tar:
-            _add(tar, "release.json", about)
-            _add(tar, "requirements.txt", requirements)
+            add_text(tar, "release.json", about)
+            add_text(tar, "requirements.txt", requirements)
             for wheel in wheels:
-                tar.add(wheel, f"wheels/{wheel.name}", filter=_anonymous)
+                tar.add(wheel, f"wheels/{wheel.name}", filter=anonymous)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -119,7 +119,7 @@ def _requirements(pinned: str, ours: list[Path]) -> str:
     return pinned.rstrip("\n") + "\n" + "\n".join(lines) + "\n"
 
 
-def _third_parties(uv: str, pinned: str, source: Path) -> Path:
+def third_parties(uv: str, pinned: str, source: Path) -> Path:
     """A folder with a wheel for every pin, from the cache or from the registry; the hashes are checked."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "agentloop"
     folder = cache / f"wheels-{hashlib.sha256(pinned.encode()).hexdigest()[:ID_DIGITS]}"
@@ -129,7 +129,7 @@ def _third_parties(uv: str, pinned: str, source: Path) -> Path:
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=cache))
     try:
         (partial / "requirements.txt").write_text(pinned)
-        _run(
+        run(
             [
                 *(uv, "tool", "run", "--quiet", "--python", PYTHON, PIP, "download", "--quiet", "--no-deps"),
                 *("--require-hashes", "--only-binary=:all:", "--disable-pip-version-check"),
@@ -159,14 +159,15 @@ def _commit(source: Path) -> str:
     return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
-def _add(tar: tarfile.TarFile, name: str, text: str) -> None:
+def add_text(tar: tarfile.TarFile, name: str, text: str) -> None:
+    """Add a file of this text, which is nobody's and of no time."""
     entry = tarfile.TarInfo(name)
     entry.size = len(text.encode())
     entry.mode = 0o644
     tar.addfile(entry, io.BytesIO(text.encode()))
 
 
-def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     """Without whose file it was, and when."""
     entry.uid = entry.gid = entry.mtime = 0
     entry.uname = entry.gname = ""
@@ -174,7 +175,8 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     return entry
 
 
-def _run(command: list[str], folder: Path, more: Mapping[str, str] | None = None) -> str:
+def run(command: list[str], folder: Path, more: Mapping[str, str] | None = None) -> str:
+    """What a command prints. Raises ReleaseError with what it complained of, if it fails."""
     done = subprocess.run(
         command,
         cwd=folder,

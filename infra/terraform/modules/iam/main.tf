@@ -20,7 +20,7 @@ locals {
         Sid      = "ReadObjects"
         Effect   = "Allow"
         Action   = ["s3:GetObject"]
-        Resource = ["${var.bucket_arn}/models/*", "${var.bucket_arn}/cycles/*", "${var.bucket_arn}/backups/*"]
+        Resource = ["${var.bucket_arn}/models/*", "${var.bucket_arn}/releases/*", "${var.bucket_arn}/cycles/*", "${var.bucket_arn}/backups/*"]
       },
       {
         Sid    = "WriteCyclesAndBackups"

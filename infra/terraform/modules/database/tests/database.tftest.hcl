@@ -1,4 +1,13 @@
 mock_provider "aws" {
+  mock_data "aws_caller_identity" {
+    defaults = { account_id = "123456789012" }
+  }
+  mock_data "aws_region" {
+    defaults = { name = "eu-central-1" }
+  }
+  mock_data "aws_partition" {
+    defaults = { partition = "aws" }
+  }
   mock_resource "aws_kms_key" {
     defaults = { arn = "arn:aws:kms:eu-central-1:123456789012:key/1", key_id = "1" }
   }
@@ -31,6 +40,20 @@ run "it_is_encrypted_private_over_tls_and_kept" {
   assert {
     condition     = aws_db_instance.this.backup_retention_period == 7 && !aws_db_instance.this.multi_az
     error_message = "a week of backups, no standby"
+  }
+}
+
+run "its_log_is_encrypted_and_ends_and_holds_no_text_of_a_query" {
+  assert {
+    condition     = aws_cloudwatch_log_group.postgresql.kms_key_id == aws_kms_key.this.arn && aws_cloudwatch_log_group.postgresql.retention_in_days == 365
+    error_message = "with the key, for a year"
+  }
+  assert {
+    condition = length(setintersection(
+      [for each in aws_db_parameter_group.this.parameter : "${each.name}=${each.value}"],
+      ["log_statement=none", "log_min_error_statement=panic", "log_error_verbosity=terse"],
+    )) == 3
+    error_message = "a query, its parameters or a failing row may be a prompt"
   }
 }
 

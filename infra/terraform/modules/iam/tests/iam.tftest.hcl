@@ -38,13 +38,13 @@ run "no_action_is_a_star_and_every_resource_is_named" {
   }
 }
 
-run "models_are_read_and_never_written" {
+run "models_and_releases_are_read_and_never_written" {
   assert {
     condition = alltrue([
       for statement in jsondecode(aws_iam_role_policy.host.policy).Statement :
-      !contains(statement.Action, "s3:PutObject") || !contains(statement.Resource, "arn:aws:s3:::agentloop-stage/models/*")
+      !contains(statement.Action, "s3:PutObject") || !anytrue([for kept in ["models", "releases"] : contains(statement.Resource, "arn:aws:s3:::agentloop-stage/${kept}/*")])
     ])
-    error_message = "whoever takes over a host cannot replace the models of the others"
+    error_message = "whoever takes over a host cannot replace the models or the code of the others"
   }
 }
 
