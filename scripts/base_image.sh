@@ -8,8 +8,8 @@ set -euo pipefail
 export LC_ALL=C PATH="$PATH:/usr/sbin:/sbin"
 
 bare=(systemd-sysv dbus openssh-server python3 python3-apt sudo iproute2 ca-certificates procps)
-# What the roles ask apt for (their defaults name them); tests/unit/test_playbooks.py compares.
-roles=(chrony haproxy libgomp1 nftables pgbackrest python3-venv postgresql-15 prometheus prometheus-node-exporter)
+# What the roles ask apt for (their defaults name them); tests/unit/test_gateway_role.py compares.
+roles=(chrony haproxy libgomp1 nftables pgbackrest python3-venv postgresql-15 prometheus prometheus-alertmanager prometheus-node-exporter)
 
 [[ $EUID -eq 0 ]] || { echo "test hosts need root: debootstrap and systemd-nspawn mount file systems" >&2; exit 1; }
 root="$(cd "$(dirname "$0")/.." && pwd)"

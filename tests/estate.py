@@ -23,6 +23,7 @@ import yaml
 from agentloop.client import AsyncClient
 from agentloop.errors import AgentLoopError
 from agentloop.types import Sampling
+from scripts.release import make
 from tests.ansible_modules import encrypted
 from tests.certificates import Authority, Pair
 from tests.hosts import ROOT, Host, hosts
@@ -30,6 +31,23 @@ from tests.hosts import ROOT, Host, hosts
 ANSIBLE = ROOT / "infra/ansible"
 GATEWAY = "gateway1"
 PLAY_SECONDS = 1800
+PAGES_PORT = 9095
+_OF_A_COMPANY = (
+    "monitoring_docs_url",
+    "monitoring_mail_server",
+    "monitoring_pages_mail",
+    "monitoring_tickets_mail",
+)
+"""What the example says that has no place in a test: mail to example.com."""
+SETTINGS = {
+    "parallel": 8,
+    "context_tokens": 1024,
+    "queue_size": 256,
+    "queue_per_caller": 256,
+    "queue_seconds": 300.0,
+    "memory_floor": 0,
+}
+"""Of servers that many ask at once on few cores."""
 _RECAP = re.compile(r"^(\S+)\s+: ok=\d+\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", re.MULTILINE)
 
 
@@ -120,8 +138,13 @@ class Estate:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encrypted(yaml.safe_dump(content).encode(), password))
 
-    def write_inventory(self, settings: dict[str, Any]) -> None:
-        """As inventories/site, with our hosts, certificates and secrets."""
+    @property
+    def outside(self) -> str:
+        """This machine's address, as the hosts see it."""
+        return self.hosts[GATEWAY].address.rpartition(".")[0] + ".1"
+
+    def write_inventory(self, settings: dict[str, Any], more: dict[str, Any]) -> None:
+        """As inventories/site, with our hosts, certificates and secrets; `more` are further variables."""
         inventory = self.folder / "inventory"
         shutil.copytree(ANSIBLE / "inventories/site/group_vars", inventory / "group_vars")
         (inventory / "tls").mkdir()
@@ -129,6 +152,8 @@ class Estate:
         groups: dict[str, dict[str, Any]] = {
             "gateways": {GATEWAY: {}},
             "databases": {GATEWAY: {}},
+            "monitors": {GATEWAY: {}},
+            "engines": {GATEWAY: {}} if "ollama_archive" in more else {},
             "servers": {name: {} for name in self.servers()},
         }
         (self.folder / "vault-password").write_text("a password of the vault\n")
@@ -145,32 +170,53 @@ class Estate:
                 "site_network": [network],
                 # One host is gateway and database here: a variable of both groups would be that of one.
                 "base_open": [
-                    {"name": "all", "ports": [50051, 50052, 8443, 8404, 8080, 8081, 5432], "from": []}
+                    {
+                        "name": "all",
+                        "ports": [50051, 50052, 8443, 8404, 8080, 8081, 5432, 9090, 11434],
+                        "from": [],
+                    }
                 ],
+                "monitoring_docs_url": "https://docs",
+                "monitoring_pages_url": f"http://{self.outside}:{PAGES_PORT}/alerts",
+                "monitoring_tickets_url": f"http://{self.outside}:{PAGES_PORT}/tickets",
                 "server_base_gguf": str(self.base_gguf),
                 "server_settings": settings,
                 "server_watch_seconds": 5,
                 "server_probe_latency_factor": 10.0,
                 "server_probe_latency_slack": 60.0,
+                **more,
             },
         )
-        for group in ("gateways", "servers", "databases"):
+        for group in groups:
             path = inventory / f"group_vars/{group}.yml"
             given = yaml.safe_load(path.read_text())
-            for name in ("base_open", "server_settings"):
-                given.pop(name, None)
-            _yaml(path, given)
+            ours = {"base_open", "server_settings", *more, *_OF_A_COMPANY}
+            _yaml(path, {name: value for name, value in given.items() if name not in ours})
 
 
 @contextmanager
 def estate(
-    folder: Path, base_gguf: Path, servers: Sequence[str], settings: dict[str, Any]
+    folder: Path, base_gguf: Path, servers: Sequence[str], settings: dict[str, Any], **more: Any
 ) -> Iterator[Estate]:
-    """One host that is gateway and database, and so many that serve; bare, until a playbook is played."""
+    """One host that is gateway, database and monitor, and so many that serve; bare until a play.
+
+    With `ollama_archive` the first is an engine, too. `more` are further variables of all hosts.
+    """
     with hosts(folder, [GATEWAY, *servers]) as there:
         made = Estate(there, folder, Authority("the company"), base_gguf)
-        made.write_inventory(settings)
+        made.write_inventory(settings, more)
         yield made
+
+
+def release_of(folder: Path, more: str = "") -> Path:
+    """This checkout's release; with `more` at the end of one of its modules."""
+    source = folder / "source"
+    source.mkdir()
+    tree = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
+    subprocess.run(["tar", "x"], cwd=source, input=tree, check=True)
+    with (source / "grpc_server/__init__.py").open("a") as module:
+        module.write(more)
+    return make(source, folder)[1]
 
 
 def _yaml(path: Path, content: Any) -> None:

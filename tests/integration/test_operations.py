@@ -2,44 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from scripts.release import make
-from tests.estate import GATEWAY, Estate, Traffic, estate
-from tests.hosts import ROOT
+from tests.estate import GATEWAY, SETTINGS, Estate, Traffic, estate, release_of
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(5400)]
 
 STREAMS = 50
-SETTINGS = {
-    "parallel": 8,
-    "context_tokens": 1024,
-    "queue_size": 256,
-    "queue_per_caller": 256,
-    "queue_seconds": 300.0,
-    "memory_floor": 0,
-}
 
 
 @pytest.fixture(scope="module")
 def company(tmp_path_factory: pytest.TempPathFactory, base_gguf: Path) -> Iterator[Estate]:
     with estate(tmp_path_factory.mktemp("estate"), base_gguf, ["server1"], SETTINGS) as there:
         yield there
-
-
-def release_of(folder: Path, more: str = "") -> Path:
-    """This checkout's release; with `more` at the end of one of its modules."""
-    source = folder / "source"
-    source.mkdir()
-    tree = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
-    subprocess.run(["tar", "x"], cwd=source, input=tree, check=True)
-    with (source / "grpc_server/__init__.py").open("a") as module:
-        module.write(more)
-    return make(source, folder)[1]
 
 
 def test_bare_hosts_are_a_service_after_one_run_and_no_caller_feels_a_deployment_or_the_way_back(

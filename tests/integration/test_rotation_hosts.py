@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.estate import GATEWAY, Traffic, estate
-from tests.integration.test_operations import SETTINGS, release_of
+from tests.estate import GATEWAY, SETTINGS, Traffic, estate, release_of
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(5400)]
 

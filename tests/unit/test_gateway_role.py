@@ -45,11 +45,12 @@ def test_only_serving_is_up() -> None:
     assert answer == b"\0" + len(serving).to_bytes(4, "big") + serving
 
 
-def test_gateways_and_servers_have_the_same_colours_and_ports() -> None:
-    assert (
-        variables("gateway", "defaults")["gateway_colours"]
-        == variables("server", "defaults")["server_colours"]
-    )
+def test_gateways_servers_and_the_monitor_have_the_same_colours_and_ports() -> None:
+    colours = variables("server", "defaults")["server_colours"]
+    assert variables("gateway", "defaults")["gateway_colours"] == colours
+    assert variables("monitoring", "defaults")["monitoring_colours"] == colours
+    port = variables("gateway", "defaults")["gateway_metrics_port"]
+    assert variables("monitoring", "defaults")["monitoring_gateway_metrics_port"] == port
 
 
 def test_what_roles_install_is_in_the_base_image_of_test_hosts() -> None:
@@ -57,6 +58,8 @@ def test_what_roles_install_is_in_the_base_image_of_test_hosts() -> None:
     wanted = [
         *variables("base", "defaults")["base_packages"],
         *variables("server", "vars")["server_packages"],
+        *variables("monitoring", "vars")["monitoring_packages"],
+        "prometheus-node-exporter",
         f"postgresql-{variables('postgres', 'defaults')['postgres_version']}",
         "haproxy",
         "pgbackrest",
