@@ -29,10 +29,9 @@ install: .venv/installed ## install everything into .venv, from the lock file
 	ln -sfn "$$(scripts/llama.sh)" .venv/llama.cpp
 	touch $@
 
-lint: install ## ruff, mypy --strict, import rules, buf, ansible-lint
+lint: install ## ruff, import rules, buf, ansible-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cd protos && ../$(BIN)/buf lint
 	scripts/buf_breaking.sh
@@ -40,14 +39,61 @@ lint: install ## ruff, mypy --strict, import rules, buf, ansible-lint
 	$(BIN)/python -m scripts.dashboards --check
 	cd infra/ansible && ANSIBLE_HOME="$$PWD/../../var/ansible" ../../$(BIN)/ansible-lint --offline
 
+types: install ## mypy --strict
+	$(BIN)/mypy
+
 format: install ## rewrite the code as ruff wants it
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+PYTEST = $(BIN)/python -m pytest -m "not soak" -n 2 --no-loadscope-reorder --max-worker-restart 0
+PARTS = scripts/debian.sh iproute2 chromium haproxy prometheus prometheus-node-exporter prometheus-alertmanager
+
 test: install ollama ## unit and integration tests on real parts, and a small cycle end to end
-	scripts/debian.sh iproute2 chromium haproxy prometheus prometheus-node-exporter prometheus-alertmanager
-	$(BIN)/python -m pytest -m "not soak" -n 2 --no-loadscope-reorder --max-worker-restart 0 --durations 40 \
-		--durations-min 3 --cov --cov-report term:skip-covered --cov-fail-under 90 $(TESTS)
+	$(PARTS)
+	$(PYTEST) --durations 40 --durations-min 3 --cov --cov-report term:skip-covered --cov-fail-under 90 $(TESTS)
+
+# The same tests in two stages. What they cover is judged together, where both ran.
+COVERAGE := $(CURDIR)/var/coverage
+unit: install ## the unit tests alone
+	$(PARTS)
+	@mkdir -p $(COVERAGE)
+	COVERAGE_FILE=$(COVERAGE)/unit $(PYTEST) --cov --cov-report= tests/unit
+
+integration: install ollama ## the tests on real parts and the small cycle, then the coverage of all, if make unit ran
+	$(PARTS)
+	@mkdir -p $(COVERAGE)
+	COVERAGE_FILE=$(COVERAGE)/integration $(PYTEST) --cov --cov-report= tests/integration tests/e2e
+	@if [[ -e $(COVERAGE)/unit ]]; then \
+		$(BIN)/coverage combine --quiet --keep --data-file=$(COVERAGE)/all $(COVERAGE)/unit $(COVERAGE)/integration && \
+		$(BIN)/coverage report --data-file=$(COVERAGE)/all --skip-covered --fail-under=90; \
+	else echo "coverage: not judged, as make unit has not run here"; fi
+
+security: install ## secrets, dependencies and their known vulnerabilities (AUDIT=off: not those), the pipeline's own file
+	$(BIN)/python -m scripts.secret_scan
+	$(BIN)/python -m scripts.dependency_policy
+	"$$(scripts/actionlint.sh)" .github/workflows/*.yml
+	$(BIN)/zizmor --offline --quiet .github/workflows
+ifeq ($(AUDIT),off)
+	@echo "NOT AUDITED: AUDIT=off, so no known vulnerability was looked for" >&2
+else
+	$(BIN)/python -m scripts.vulnerabilities
+endif
+
+IMAGES ?= server
+build: install ## the release, signed, with its images (IMAGES="server postgres") and bills of materials, in var/releases
+	$(BIN)/python -m scripts.build $(foreach image,$(IMAGES),--image $(image)) $(ARGS)
+
+images: install ## container images (IMAGES="server postgres"); how to run them: infra/containers
+	$(BIN)/python -m scripts.images $(IMAGES)
+
+load: install ## ask a deployed service as 16 callers at once for a minute (AGENTLOOP_SERVER, AGENTLOOP_TOKEN_FILE)
+	$(BIN)/python -m scripts.load $(ARGS)
+
+STAGES = lint types unit integration security build deploy-staging
+pipeline: ## the first seven stages of .github/workflows/pipeline.yml, here
+	@for stage in $(STAGES); do echo "── $$stage"; begun=$$SECONDS; $(MAKE) "$$stage"; \
+		echo "── $$stage: $$((SECONDS - begun)) s"; done
 
 soak: install ollama spark ## what takes longer: the small cycle on Ollama, playbooks on real hosts
 	scripts/debian.sh iproute2 chromium prometheus-alertmanager
@@ -131,7 +177,7 @@ BENCHMARKS = AGENTLOOP_OLLAMA_BIN="$$(scripts/ollama.sh | tail -1)" $(BIN)/pytho
 bench: install ollama $(BASE) ## run every benchmark and render docs/benchmarks.md (make bench-NAME: one)
 	$(BENCHMARKS)
 
-ci: lint test ## what .ci/run runs
+ci: lint types test ## what .ci/run runs
 
 bench-%: install ollama $(BASE)
 	$(BENCHMARKS) $*
@@ -143,4 +189,4 @@ clean: ## remove what was built here (state in var/ and cycles/ stays; make clea
 clean-state: ## remove the log, the models and the cycles of this checkout
 	rm -rf var cycles
 
-.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback deploy-staging deploy-prod gpu-monitor train-gemma-2b wheel proto dashboards terraform terraform-cost bench ci clean clean-state airflow
+.PHONY: help install lint format test soak soak-year demo learn ollama spark serve prepare dag warmup mlflow rollout rollback deploy-staging deploy-prod gpu-monitor train-gemma-2b wheel proto dashboards terraform terraform-cost bench ci types unit integration security build images load pipeline clean clean-state airflow

@@ -20,9 +20,12 @@ def untraced(environment: Mapping[str, str] | None = None) -> dict[str, str]:
     return {name: value for name, value in every.items() if not name.startswith("COVERAGE_")}
 
 
-def remove_damaged(folder: Path) -> list[Path]:
-    """Remove the measurements of processes that were killed while they wrote them; their paths."""
-    files = [path for path in folder.glob(".coverage.*") if not path.name.endswith("-journal")]
+def remove_damaged(data: Path) -> list[Path]:
+    """Remove the measurements of processes that were killed while they wrote them; their paths.
+
+    They lie beside `data`, the file that they are combined into.
+    """
+    files = [path for path in data.parent.glob(f"{data.name}.*") if not path.name.endswith("-journal")]
     damaged = [path for path in files if not _is_whole(path)]
     for path in damaged:
         path.unlink(missing_ok=True)
@@ -50,5 +53,6 @@ def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, objec
     finally:
         config = session.config
         if config.pluginmanager.hasplugin("_cov") and not hasattr(config, "workerinput"):
-            for path in remove_damaged(config.rootpath):
+            data = os.environ.get("COVERAGE_FILE") or ".coverage"
+            for path in remove_damaged(config.rootpath / data):
                 print(f"removed {path.name}: its process was killed while it wrote it")

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from training.base import stay_offline
-from training.hardware import check_sharding
 from training.memory import Load, Need, step_memory
 from training.recipe import CONFIGS, Recipe
 
@@ -69,16 +68,13 @@ class Plan:
     batch_examples: int
     cut: Cut | None
     need: Need
-    processes: int = 1
     tried: list[tuple[Cut, int, bool]] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
 
     @property
     def accumulation(self) -> int:
-        """Microbatches a step, of each process."""
-        if self.cut is None:
-            return 0
-        return -(-self.batch_examples // (self.cut.microbatch_examples * self.processes))
+        """Microbatches a step."""
+        return 0 if self.cut is None else -(-self.batch_examples // self.cut.microbatch_examples)
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON: sizes in bytes, `recipe` with the options to set."""
@@ -94,7 +90,6 @@ class Plan:
                 "free": self.memory.free,
             },
             "need": {**self.need.parts, "total": self.need.total},
-            "processes": self.processes,
             "batch_examples": self.batch_examples,
             "microbatch_examples": cut.microbatch_examples if cut else None,
             "accumulation": self.accumulation if cut else None,
@@ -145,36 +140,25 @@ def shape(model: str, folder: Path | None = None) -> Any:
 
 
 def make(
-    config: Any,
-    recipe: Recipe,
-    memory: Memory,
-    attention: str,
-    said: Progress = lambda _: None,
-    *,
-    processes: int = 1,
+    config: Any, recipe: Recipe, memory: Memory, attention: str, said: Progress = lambda _: None
 ) -> Plan:
     """Choose how to take the recipe's step within `memory`.
 
     Args:
         config: the text model's configuration.
         recipe: `batch_examples` and `max_length` are what is wanted.
-        memory: of the device, of each where they are several.
+        memory: of the device.
         attention: the kind, as transformers names it.
         said: told what is being tried.
-        processes: that share the step's microbatches, and with `sharding: fsdp` the model, one a device.
-
-    Raises:
-        HardwareError: if so many processes cannot train by this recipe.
     """
-    check_sharding(recipe, processes)
-    wanted = Cut(-(-recipe.batch_examples // processes), recipe.gradient_checkpointing, recipe.max_length)
-    trials = _Trials(config, recipe, attention, memory.free, said, processes)
+    wanted = Cut(recipe.batch_examples, recipe.gradient_checkpointing, recipe.max_length)
+    trials = _Trials(config, recipe, attention, memory.free, said)
     chosen = _chosen(trials, wanted)
     if chosen is None:
         least = Cut(1, True, min(wanted.max_length, SHORTEST))
         need = trials.need(least)
         advice = _advice(recipe, memory, need, least)
-        return Plan(recipe.model, memory, recipe.batch_examples, None, need, processes, trials.tried, advice)
+        return Plan(recipe.model, memory, recipe.batch_examples, None, need, trials.tried, advice)
     advice = []
     if chosen.max_length < recipe.max_length:
         advice.append(
@@ -182,17 +166,15 @@ def make(
             f" {_gib(trials.need(Cut(1, True, recipe.max_length)).total - memory.free)} more, none"
         )
     need = trials.need(chosen)
-    return Plan(recipe.model, memory, recipe.batch_examples, chosen, need, processes, trials.tried, advice)
+    return Plan(recipe.model, memory, recipe.batch_examples, chosen, need, trials.tried, advice)
 
 
 class _Trials:
     """What cuts take, each found once; `tried` in the order of asking."""
 
-    def __init__(
-        self, config: Any, recipe: Recipe, attention: str, free: int, said: Progress, processes: int
-    ) -> None:
+    def __init__(self, config: Any, recipe: Recipe, attention: str, free: int, said: Progress) -> None:
         self._config, self._recipe, self._attention = config, recipe, attention
-        self._free, self._said, self._processes = free, said, processes
+        self._free, self._said = free, said
         self._found: dict[Cut, Need] = {}
         self.tried: list[tuple[Cut, int, bool]] = []
 
@@ -206,7 +188,7 @@ class _Trials:
             recipe = self._recipe.model_copy(update={"gradient_checkpointing": cut.gradient_checkpointing})
             load = Load(cut.microbatch_examples, cut.max_length, cut.max_length - 1)
             dtype = torch.float32 if recipe.compute_dtype == "float32" else torch.bfloat16
-            need = step_memory(self._config, recipe, load, dtype, self._attention, processes=self._processes)
+            need = step_memory(self._config, recipe, load, dtype, self._attention)
             self._found[cut] = need
             self.tried.append((cut, need.total, need.total <= self._free))
         return self._found[cut]
@@ -275,10 +257,8 @@ def _advice(recipe: Recipe, memory: Memory, need: Need, least: Cut) -> list[str]
         said.append("method: lora trains an adapter, and needs no gradients and moments of every weight")
     if recipe.method == "lora" or (recipe.method == "qlora" and recipe.frozen_weights == "dequantized"):
         said.append("method: qlora with frozen_weights: nf4 takes a quarter of the linear layers' memory")
-    if recipe.optimizer == "adamw" and recipe.method == "full" and recipe.sharding == "none":
+    if recipe.optimizer == "adamw" and recipe.method == "full":
         said.append("optimizer: paged_adamw_8bit takes a quarter of the moments' memory")
-    if recipe.sharding == "none":
-        said.append("sharding: fsdp divides the model among several such GPUs; --processes 2 says what fits")
     smaller = [path.stem for path in MODELS.glob("*.json") if path.stem != recipe.model]
     said.append(f"or a smaller model: there are shapes of {', '.join(sorted(smaller))}")
     return said

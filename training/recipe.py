@@ -43,7 +43,6 @@ class Recipe(BaseModel):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
     liger: bool
     compile: bool
-    sharding: Literal["none", "fsdp"]
     checkpoint_steps: int = Field(ge=1)
 
 

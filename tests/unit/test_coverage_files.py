@@ -24,7 +24,7 @@ def test_damaged_measurements_are_removed_and_whole_ones_stay(tmp_path: Path) ->
     empty, other = tmp_path / ".coverage.host.4", tmp_path / "notes"
     empty.touch()
     other.touch()
-    assert set(remove_damaged(tmp_path)) == {cut, spoilt, empty}
+    assert set(remove_damaged(tmp_path / ".coverage")) == {cut, spoilt, empty}
     assert {path.name for path in tmp_path.iterdir()} == {whole.name, other.name}
 
 
