@@ -26,7 +26,7 @@ PLENTY_OF_QUESTIONS = 64
 # go to the canary, so that two minutes at a request a second are enough for the rollout to see it.
 SHORT_NIGHT = {
     "AGENTLOOP_NIGHT_RETRY_SECONDS": "5",
-    "AGENTLOOP_TRAINING_TOKENS": "70000",  # five and a half minutes of two cores
+    "AGENTLOOP_TRAINING_TOKENS": "66000",  # five minutes of two cores
     "AGENTLOOP_CANARY_STEPS": "50",
     "AGENTLOOP_CANARY_MIN_REQUESTS": "20",
     "AGENTLOOP_CANARY_BAKE_SECONDS": "0",
