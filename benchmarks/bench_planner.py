@@ -2,9 +2,10 @@
 
 Each case is a real step of a real model with random weights on the processor, in a process of its own: Gemma
 3 270M at its true shape, and small Gemma 2, 3 and 3n, with several microbatches and lengths, checkpointing on
-and off, NF4 packed and not, adapters and every weight. `planner_error` is the worst relative error against
-what PyTorch's allocator had given out at most; `planner_error_resident` against the process's memory (VmHWM
-less what its libraries take), which counts what kernels and malloc take beside it.
+and off, NF4 packed and not, adapters and every weight, and divided among two processes. `planner_error` is
+the worst relative error against what PyTorch's allocator had given out at most; `planner_error_resident`
+against the process's memory (VmHWM less what its libraries take), which counts what kernels and malloc take
+beside it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ class Case:
     method: str = "qlora"
     frozen_weights: str = "dequantized"
     dtype: str = "bfloat16"
+    processes: int = 1
 
     @property
     def load(self) -> Load:
@@ -74,6 +76,7 @@ class Case:
                 "gradient_checkpointing": self.checkpointing,
                 "method": self.method,
                 "frozen_weights": self.frozen_weights,
+                "sharding": "fsdp" if self.processes > 1 else "none",
             }
         )
 
@@ -106,6 +109,9 @@ CASES = (
     Case("gemma2", 4, 384),
     Case("gemma3n_text", 4, 384),
     Case("gemma3n_text", 8, 384, checkpointing=True),
+    Case("gemma3_text", 4, 256, frozen_weights="nf4", processes=2),
+    Case("gemma3_text", 4, 256, method="full", processes=2),
+    Case("gemma3n_text", 4, 384, checkpointing=True, processes=2),
 )
 
 
@@ -114,13 +120,25 @@ def predicted(case: Case) -> int:
     import torch
 
     dtype = getattr(torch, case.dtype)
-    return step_memory(case.config(), case.recipe(), case.load, dtype, case.attention, on_gpu=False).total
+    return step_memory(
+        case.config(),
+        case.recipe(),
+        case.load,
+        dtype,
+        case.attention,
+        on_gpu=False,
+        processes=case.processes,
+    ).total
 
 
 def measured(case: Case) -> dict[str, int]:
     """What a step takes. malloc gives back what is freed at once, so that the peak is the step's own."""
+    together = ("torch.distributed.run", "--standalone", f"--nproc-per-node={case.processes}", "--module")
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.planner_step", json.dumps(asdict(case))],
+        [
+            *(sys.executable, "-m", *(together if case.processes > 1 else ())),
+            *("benchmarks.planner_step", json.dumps(asdict(case))),
+        ],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
+from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.bench_planner import Case
@@ -26,6 +28,7 @@ from training.microbatch import Microbatch
 from training.qlora import KEPT_PLAIN
 from training.recipe import Recipe
 from training.steps import optimizer_of
+from training.world import World
 
 WORDS = 1000
 
@@ -37,7 +40,11 @@ def built(case: Case, options: Recipe, config: Any) -> Adapted:
     dtype = getattr(torch, case.dtype)
     if options.method == "qlora" and options.frozen_weights == "nf4":
         with tempfile.TemporaryDirectory() as folder:
-            AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+            config.save_pretrained(folder)
+            plain = AutoModelForCausalLM.from_config(config, dtype=dtype)
+            # The model's own save_pretrained writes in the first of several processes only.
+            save_model(plain, str(Path(folder) / "model.safetensors"), {"format": "pt"})
+            del plain
             nf4 = BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",
@@ -52,7 +59,10 @@ def built(case: Case, options: Recipe, config: Any) -> Adapted:
     else:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=case.attention)
     run_as = Applied(case.attention, liger=False, compile=False, why_not={})
-    return Adapted(model, options, dtype, run_as)
+    adapted = Adapted(model, options, dtype, run_as)
+    if case.processes > 1:
+        adapted.divide(torch.device("cpu"))
+    return adapted
 
 
 def read(load: Load) -> Microbatch:
@@ -67,7 +77,7 @@ def read(load: Load) -> Microbatch:
 def learn(adapted: Adapted, load: Load) -> None:
     """One microbatch forwards and backwards."""
     microbatch = read(load)
-    adapted.loss_at(adapted.hidden(microbatch), microbatch).backward()  # type: ignore[no-untyped-call]
+    adapted.loss_on(microbatch).backward()  # type: ignore[no-untyped-call]
 
 
 def move(adapted: Adapted, optimizer: torch.optim.Optimizer) -> None:
@@ -81,10 +91,13 @@ def held(adapted: Adapted, optimizer: torch.optim.Optimizer) -> int:
     """Bytes of all that is kept between microbatches, each storage once."""
     kept: list[torch.Tensor] = [*adapted.model.parameters(), *adapted.model.buffers(), *adapted.masters]
     for each in adapted.model.modules():
-        state = getattr(getattr(each, "weight", None), "quant_state", None)
+        state = getattr(each, "quant_state", None) or getattr(
+            getattr(each, "weight", None), "quant_state", None
+        )
         kept += [] if state is None else [state.absmax]
     kept += [each.grad for each in kept if each.grad is not None]
     kept += [value for state in optimizer.state.values() for value in state.values()]
+    kept = [each.to_local() if isinstance(each, DTensor) else each for each in kept]
     return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in kept}.values())
 
 
@@ -107,6 +120,7 @@ def status(name: str) -> int:
 def main(words: str) -> None:
     """Measure, and print it."""
     case = Case(**json.loads(words))
+    world = World.join()
     small = case.recipe()
     warm = built(case, small, case.config(small=True))
     learn(warm, Load(1, 64, 8))
@@ -134,7 +148,9 @@ def main(words: str) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         most = transient(Path(folder), whole)
-    print(json.dumps({"allocated": kept + most, "resident": resident}))
+    if world.first:
+        print(json.dumps({"allocated": kept + most, "resident": resident}))
+    world.leave()
 
 
 if __name__ == "__main__":

@@ -18,26 +18,35 @@ from training.label_loss import label_loss
 from training.microbatch import Microbatch, masks, packed, padded
 from training.qlora import dequantize, load_nf4
 from training.recipe import Recipe
+from training.sharding import Divided, divided, whole
 from training.tensors import Example
 
 
 def load(base: Path, recipe: Recipe, dtype: torch.dtype, hardware: Hardware) -> Adapted:
     """The base from its folder, as the recipe's method wants it, ready to be trained.
 
+    With `sharding: fsdp` every process of the group must call this; each has the whole base in the main
+    memory while it loads, and no more than its part and a layer on its GPU.
+
     Raises:
         HardwareError: if the recipe asks for what this machine does not have.
     """
     config = AutoConfig.from_pretrained(base)
+    shared = recipe.sharding == "fsdp"
+    device = torch.device("cpu") if shared else hardware.device
     run_as = applied(recipe, hardware, capped_attention=caps_attention(config))
     if recipe.method == "qlora":
-        model = load_nf4(base, dtype, run_as.attention, hardware.device)
+        model = load_nf4(base, dtype, run_as.attention, device)
         if recipe.frozen_weights == "dequantized":
             dequantize(model, dtype)
     else:
         model = AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, attn_implementation=run_as.attention, device_map=str(hardware.device)
+            base, dtype=dtype, attn_implementation=run_as.attention, device_map=str(device)
         )
-    return Adapted(model, recipe, dtype, run_as)
+    adapted = Adapted(model, recipe, dtype, run_as)
+    if shared:
+        adapted.divide(hardware.device)
+    return adapted
 
 
 def caps_attention(config: Any) -> bool:
@@ -50,11 +59,12 @@ class Adapted:
 
     What is trained is computed in the compute type; `masters` are its float32 originals, which the optimizer
     moves: in bfloat16 alone its small steps would be rounded away. Where the compute type is float32 they are
-    the very same.
+    the very same. Where the model is `divided` among processes, both are this process's parts.
     """
 
     def __init__(self, model: Any, recipe: Recipe, dtype: torch.dtype, run_as: Applied) -> None:
         self.run_as = run_as
+        self._divided: Divided | None = None
         self._packing = recipe.packing
         self._dtype = dtype
         torch.manual_seed(recipe.seed)  # the adapter begins random
@@ -94,6 +104,19 @@ class Adapted:
         if self.run_as.compile:
             self._causal.model.compile(dynamic=True)
 
+    def divide(self, device: torch.device) -> None:
+        """Keep on `device` only this process's part of every weight; all processes must call this."""
+        for computed, master in zip(self._computed, self.masters, strict=True):
+            computed.data = master.detach()
+        self._divided = divided(self._causal, self._loss_of, self._dtype, device)
+        self._computed = [each for each in self.model.parameters() if each.requires_grad]
+        self.masters = list(self._computed)
+
+    @property
+    def divided(self) -> bool:
+        """Whether this process has only its part."""
+        return self._divided is not None
+
     @property
     def device(self) -> torch.device:
         """Where it computes."""
@@ -102,7 +125,16 @@ class Adapted:
 
     def loss(self, group: Sequence[Example]) -> torch.Tensor:
         """The weighted sum of the cross-entropies of a group of examples, in nats."""
-        microbatch = (packed if self._packing else padded)(group).to(self.device)
+        return self.loss_on((packed if self._packing else padded)(group).to(self.device))
+
+    def loss_on(self, microbatch: Microbatch) -> torch.Tensor:
+        """The same of a microbatch. A divided model may be asked only this: it gathers what it computes."""
+        if self._divided is None:
+            return self._loss_of(microbatch)
+        loss: torch.Tensor = self._divided(microbatch)
+        return loss
+
+    def _loss_of(self, microbatch: Microbatch) -> torch.Tensor:
         return self.loss_at(self.hidden(microbatch), microbatch)
 
     def hidden(self, microbatch: Microbatch) -> torch.Tensor:
@@ -151,11 +183,39 @@ class Adapted:
                 computed.copy_(master)
 
     @torch.no_grad()
-    def save(self, folder: Path) -> None:
-        """Write what was trained: the adapter as peft does, in float32, or the whole model in bfloat16."""
-        for computed, master in zip(self._computed, self.masters, strict=True):
-            computed.data = master.detach()
-        if self.model is self._causal:
-            self.model.to(torch.bfloat16)
-        self.model.save_pretrained(folder)
+    def gathered(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
+        """What was trained, by name, in one piece; None if it is not divided. All processes must call this.
+
+        Args:
+            keep: whether this process is the one that saves; the others get nothing.
+        """
+        if not self.divided:
+            return None
+        dtype = torch.bfloat16 if self.model is self._causal else torch.float32
+        found: dict[str, torch.Tensor] = {}
+        for name, each in self.model.named_parameters():
+            if each.requires_grad:
+                one_piece = whole(each.detach())
+                if keep:
+                    found[name] = one_piece.to("cpu", dtype)
+        return found
+
+    @torch.no_grad()
+    def save(self, folder: Path, gathered: dict[str, torch.Tensor] | None = None) -> None:
+        """Write what was trained: the adapter as peft does, in float32, or the whole model in bfloat16.
+
+        Args:
+            folder: where to.
+            gathered: of a divided model, what `gathered` said.
+        """
+        whole_model = self.model is self._causal
+        if gathered is None:
+            for computed, master in zip(self._computed, self.masters, strict=True):
+                computed.data = master.detach()
+            if whole_model:
+                self.model.to(torch.bfloat16)
+        self.model.save_pretrained(folder, state_dict=gathered)
+        if gathered is not None and whole_model:  # or the configuration would tell of the parts' type
+            self.model.config.dtype = torch.bfloat16
+            self.model.config.save_pretrained(folder)
         (folder / "README.md").unlink(missing_ok=True)  # a template, with nothing filled in

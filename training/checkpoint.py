@@ -16,6 +16,7 @@ from training.recipe import Recipe
 
 if TYPE_CHECKING:
     from training.adapted import Adapted
+    from training.world import World
 
 
 @dataclass(slots=True)
@@ -60,28 +61,61 @@ class Checkpoint:
     def _state(self) -> Path:
         return self.folder / "state.pt"
 
-    def save(self, adapted: Adapted, optimizer: torch.optim.Optimizer, history: History) -> None:
-        """Keep all that the next step depends on."""
+    @property
+    def _finer(self) -> Path:
+        return self.folder / "finer.json"
+
+    def save(
+        self,
+        adapted: Adapted,
+        optimizer: torch.optim.Optimizer,
+        history: History,
+        world: World | None = None,
+    ) -> None:
+        """Keep all that the next step depends on, in one piece: any number of processes can go on from it.
+
+        All processes call this; the first writes.
+        """
+        first = world is None or world.first
+        if not (first or adapted.divided):
+            return
+        from training import sharding
+
         state = {
-            "masters": [each.detach() for each in adapted.masters],
-            "optimizer": optimizer.state_dict(),
+            "masters": [sharding.whole(each.detach()) for each in adapted.masters],
+            "optimizer": sharding.whole_moments(optimizer.state_dict()),
             "random": torch.get_rng_state(),
             "history": json.dumps(
                 [history.lines, history.tokens, history.seconds, history.microbatch_tokens, history.halved]
             ),
         }
-        with cycle.new_file(self._state) as building:
-            torch.save(state, building)
+        if first:
+            with cycle.new_file(self._state) as building:
+                torch.save(state, building)
+
+    def cut_finer(self, history: History) -> None:
+        """Keep only that memory ran out, and what may fit, for the process that goes on from here."""
+        note = {"microbatch_tokens": history.microbatch_tokens, "halved": history.halved}
+        cycle.write_json(self._finer, note)
 
     def restore(self, adapted: Adapted, optimizer: torch.optim.Optimizer) -> History:
         """Set adapter, optimizer and random numbers to what was kept, if anything was."""
+        history = self._restored(adapted, optimizer)
+        if self._finer.is_file():
+            finer = cycle.read_json(self._finer)
+            history.microbatch_tokens, history.halved = finer["microbatch_tokens"], finer["halved"]
+        return history
+
+    def _restored(self, adapted: Adapted, optimizer: torch.optim.Optimizer) -> History:
         if not self._state.is_file():
             return History()
+        from training import sharding
+
         state = torch.load(self._state, weights_only=True, map_location="cpu")
         with torch.no_grad():
             for master, kept in zip(adapted.masters, state["masters"], strict=True):
-                master.copy_(kept)
+                master.copy_(sharding.part_like(kept, master))
         adapted.take_over_masters()
-        optimizer.load_state_dict(state["optimizer"])
+        optimizer.load_state_dict(sharding.part_of_moments(state["optimizer"], adapted.masters))
         torch.set_rng_state(state["random"])
         return History(*json.loads(state["history"]))

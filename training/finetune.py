@@ -22,7 +22,7 @@ from training import cycle, recipe
 from training.base import hugging_face_folder, stay_offline
 from training.checkpoint import Checkpoint, History
 from training.compute import compute_dtype
-from training.hardware import Applied, Hardware, check
+from training.hardware import Applied, Hardware, check, check_sharding
 from training.recipe import Recipe
 from training.steps import train_adapter
 from training.tensors import Example, check_end_of_turn, read_examples
@@ -66,9 +66,11 @@ def run(
         FileNotFoundError: if the training set, the base or the recipe is not there.
         MaskedEndOfTurnError: if an example does not teach where to stop.
         NothingToTrainError: if no example is short enough.
-        HardwareError: if the recipe asks for what this machine does not have.
+        HardwareError: if the recipe asks for what this machine does not have, or to divide the model, and
+            this process is alone.
         LossNotFiniteError: if the loss is no longer a number.
         TooLittleMemoryError: if memory runs out at one example a microbatch.
+        StartAgainError: if it runs out while a divided model computes.
     """
     options = recipe.read(recipe_file)
     if max_tokens is not None:
@@ -82,6 +84,7 @@ def run(
         return cycle.read_json(output / "finetune.json")
     stay_offline()
     world = World.join()
+    check_sharding(options, world.size)
     step = cycle.step(directory, "finetune", seed=options.seed, packages=PACKAGES, outputs=["adapter"])
     with step if world.first else nullcontext():
         if world.first:
@@ -95,6 +98,7 @@ def run(
 
         adapted = load(base, options, compute_dtype(checkpoint.dtype, state_dir), hardware)
         history = train_adapter(adapted, examples, options, checkpoint, progress, world)
+        gathered = adapted.gathered(keep=world.first)
         world.wait()
         resolved = options.model_dump() | {"compute_dtype": checkpoint.dtype}
         found = {
@@ -109,7 +113,7 @@ def run(
         }
         if world.first:
             with cycle.new_directory(output) as building:
-                adapted.save(building)
+                adapted.save(building, gathered)
                 _write_lines(building / "training.jsonl", history.lines)
                 (building / "config.yaml").write_text(
                     yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8"

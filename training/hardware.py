@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -86,6 +87,8 @@ def applied(recipe: Recipe, hardware: Hardware, *, capped_attention: bool) -> Ap
             why_not[name] = "there is no GPU"
         elif getattr(recipe, name) and package not in hardware.packages:
             why_not[name] = f"the package {package} is not installed"
+    if recipe.compile and recipe.sharding == "fsdp":
+        why_not["compile"] = "sharding is fsdp, which gathers layers in the midst of what would be compiled"
     return Applied(
         attention,
         liger=recipe.liger and "liger" not in why_not,
@@ -106,6 +109,31 @@ def check(recipe: Recipe, hardware: Hardware) -> None:
         )
     if recipe.attention == "flash_attention_2" and not hardware.flash:
         raise HardwareError(f"attention is flash_attention_2, but {_why_no_flash(hardware)}; set it to auto")
+
+
+def check_sharding(recipe: Recipe, processes: int) -> None:
+    """Refuse a recipe that cannot be trained by so many processes.
+
+    Raises:
+        HardwareError: naming the option, its value and what to set instead.
+    """
+    if recipe.sharding == "none":
+        if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+            raise HardwareError(
+                "accelerate was told to use FSDP, but sharding is none in the recipe; set it to fsdp"
+                " (accelerate's own options for FSDP are not read)"
+            )
+        return
+    if processes == 1:
+        raise HardwareError(
+            "sharding is fsdp, which divides a model among several processes, and there is one; start them"
+            " with accelerate launch --multi_gpu --num_processes 2 -m training finetune, or set it to none"
+        )
+    if recipe.optimizer == "paged_adamw_8bit":
+        raise HardwareError(
+            "optimizer is paged_adamw_8bit, which cannot move the parts of a divided weight (sharding: fsdp);"
+            " set it to adamw, whose moments are divided too"
+        )
 
 
 def _why_no_flash(hardware: Hardware) -> str:

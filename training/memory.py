@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,13 +23,14 @@ from training.base import stay_offline
 from training.hardware import Applied
 from training.microbatch import Microbatch
 from training.recipe import Recipe
+from training.stand_ins import FUSED, fused_attention, pack
+
+if TYPE_CHECKING:
+    from training.adapted import Adapted
 
 PARTS = ("weights", "adapter", "optimizer", "activations", "logits", "workspace")
 """`adapter`: what is trained, its float32 originals and gradients. `workspace`: what the backward pass, and
-packed weights while they are used, take on top."""
-
-NF4_BLOCK = 64
-"""Weights that share a float32 scale in bitsandbytes' NF4."""
+packed weights while they are used, take on top; of a divided model, the layers that are gathered, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,10 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._note(each.untyped_storage())
         return made
 
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Do not count these, whatever is made of them in place."""
+        self._known.update(each.untyped_storage()._cdata for each in tensors)
+
     def begin(self) -> None:
         """Forget the peak so far."""
         self._most = 0
@@ -96,7 +102,14 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def step_memory(
-    config: Any, recipe: Recipe, load: Load, dtype: torch.dtype, attention: str, *, on_gpu: bool = True
+    config: Any,
+    recipe: Recipe,
+    load: Load,
+    dtype: torch.dtype,
+    attention: str,
+    *,
+    on_gpu: bool = True,
+    processes: int = 1,
 ) -> Need:
     """What a step takes that is not the first, in its second microbatch, where gradients are there already.
 
@@ -107,48 +120,151 @@ def step_memory(
         dtype: the compute type.
         attention: the kind, as transformers names it.
         on_gpu: whether the optimizer works as it does there.
+        processes: among which the model is divided, if the recipe says so; what one of them takes is told.
     """
     stay_offline()
-    from transformers import AttentionInterface, AutoModelForCausalLM
+    from transformers import AttentionInterface
 
-    from training.adapted import Adapted
-
-    AttentionInterface.register(_FUSED, _fused_attention)
-    kind = "eager" if attention == "eager" else _FUSED
+    AttentionInterface.register(FUSED, fused_attention)
+    kind = "eager" if attention == "eager" else FUSED
     run_as = Applied(attention, liger=False, compile=False, why_not={})
     validated = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)  # it would look at contents
     ledger = Ledger("weights")
     try:
-        with torch.device("meta"), ledger:
-            model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kind)
-            if recipe.method == "qlora" and recipe.frozen_weights == "nf4":
-                _pack(model, ledger)
-            ledger.part = "adapter"
-            adapted = Adapted(model, recipe, dtype, run_as)
-            del model
-            ledger.part = "optimizer"
-            eight_bit = recipe.optimizer == "paged_adamw_8bit"
-            optimizer = _Moments(adapted.masters, eight_bit=eight_bit, at_once=on_gpu)
-            ledger.part = "adapter"
-            for each in adapted.model.parameters():
-                if each.requires_grad:
-                    each.grad = torch.zeros_like(each)
-            ledger.begin()
-            ledger.part = "activations"
-            microbatch = _microbatch(load)
-            hidden = adapted.hidden(microbatch)
-            ledger.part = "logits"
-            loss = adapted.loss_at(hidden, microbatch)
-            ledger.part = "workspace"
-            loss.backward()  # type: ignore[no-untyped-call]
-            del hidden, loss
-            adapted.hand_over_gradients()
-            torch.nn.utils.clip_grad_norm_(adapted.masters, recipe.clip_gradient)
-            optimizer.step()
+        with torch.device("meta"):
+            if recipe.sharding == "fsdp":
+                _divided_step(
+                    _built(config, recipe, dtype, run_as, kind, ledger), recipe, load, processes, ledger
+                )
+            else:
+                with ledger:
+                    adapted = _built(config, recipe, dtype, run_as, kind, ledger)
+                    _step(adapted, recipe, load, ledger, on_gpu=on_gpu)
     finally:
         torch.distributions.Distribution.set_default_validate_args(validated)
     return Need({part: ledger.peak.get(part, 0) for part in PARTS})
+
+
+def _built(
+    config: Any, recipe: Recipe, dtype: torch.dtype, run_as: Applied, kind: str, ledger: Ledger
+) -> Adapted:
+    from transformers import AutoModelForCausalLM
+
+    from training.adapted import Adapted
+
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=kind)
+    if recipe.method == "qlora" and recipe.frozen_weights == "nf4":
+        pack(model, ledger)
+    ledger.part = "adapter"
+    return Adapted(model, recipe, dtype, run_as)
+
+
+def _step(adapted: Adapted, recipe: Recipe, load: Load, ledger: Ledger, *, on_gpu: bool) -> None:
+    """A step of a model that is whole."""
+    ledger.part = "optimizer"
+    eight_bit = recipe.optimizer == "paged_adamw_8bit"
+    counts = [each.numel() for each in adapted.masters]
+    optimizer = _Moments(counts, eight_bit=eight_bit, at_once=on_gpu)
+    ledger.part = "adapter"
+    for each in adapted.model.parameters():
+        if each.requires_grad:
+            each.grad = torch.zeros_like(each)
+    ledger.begin()
+    _forwards_and_backwards(adapted, load, ledger)
+    adapted.hand_over_gradients()
+    torch.nn.utils.clip_grad_norm_(adapted.masters, recipe.clip_gradient)
+    optimizer.step()
+
+
+@dataclass(frozen=True, slots=True)
+class _Division:
+    """Of a divided model: bytes, but for what is trained, which is counted."""
+
+    frozen: int
+    buffers: int
+    trained: list[int]
+    stays: int
+    """Gathered for a whole microbatch: what is in no part."""
+    largest_part: int
+    largest_layer: int
+    reduced: int
+    """Trained of one part, whose gradients are added up at once, in float32."""
+    reduced_last: int
+    """And of what is in no part."""
+
+    @classmethod
+    def of(cls, adapted: Adapted, causal: Any, divided: list[torch.nn.Module]) -> _Division:
+        """What a model is divided into."""
+        trained = [each.numel() for each in adapted.masters]
+        in_parts = [sum(each.numel() for each in part.parameters() if each.requires_grad) for part in divided]
+        whole = set(causal.parameters())
+        return cls(
+            frozen=sum(each.nbytes for each in whole if not each.requires_grad),
+            buffers=sum(each.nbytes for each in causal.buffers()),
+            trained=trained,
+            stays=_gathered(causal) - sum(map(_gathered, divided)),
+            largest_part=max(map(_gathered, divided)),
+            largest_layer=max(map(_gathered, causal.model.layers)),
+            reduced=max(in_parts),
+            reduced_last=sum(trained) - sum(in_parts),
+        )
+
+
+def _divided_step(adapted: Adapted, recipe: Recipe, load: Load, processes: int, ledger: Ledger) -> None:
+    """A step of a model that is divided: its parts, and what is gathered of it, stand for its weights.
+
+    Two parts are gathered at once: the one in use, and what the next one is unpacked from.
+    """
+    from training.sharding import parts
+
+    causal = adapted.model.get_base_model() if recipe.method != "full" else adapted.model
+    divided = parts(causal)
+    found = _Division.of(adapted, causal, divided)
+    ledger.leave_out((*causal.parameters(), *causal.buffers(), *adapted.masters))
+    for part in divided:
+        for each in part.parameters():
+            if each.requires_grad:  # a gradient leaves its layer when that is done, for those who keep it
+                each.register_post_accumulate_grad_hook(_let_go)  # type: ignore[no-untyped-call]
+    share = [-(-count // processes) for count in found.trained]
+    with ledger:
+        ledger.part = "weights"
+        kept = [_bytes(-(-found.frozen // processes) + found.buffers)]
+        ledger.part = "adapter"
+        kept += [torch.empty(sum(share)) for _ in ("originals", "gradients")]
+        ledger.part = "optimizer"
+        optimizer = _Moments(share, eight_bit=False, at_once=False)
+        ledger.part = "workspace"
+        ledger.begin()
+        _bytes(found.stays + 2 * found.largest_part)  # embeddings of every layer, before anything else
+        kept += [_bytes(found.stays + 2 * found.largest_layer), torch.empty(found.reduced)]
+        _forwards_and_backwards(adapted, load, ledger)
+        torch.empty(found.reduced_last)
+        optimizer.step()
+    del kept
+
+
+def _let_go(trained: torch.Tensor) -> None:
+    trained.grad = None
+
+
+def _gathered(module: torch.nn.Module) -> int:
+    """Bytes of a module's weights in one piece."""
+    return sum(each.nbytes for each in module.parameters())
+
+
+def _bytes(count: int) -> torch.Tensor:
+    return torch.empty(count, dtype=torch.uint8)
+
+
+def _forwards_and_backwards(adapted: Adapted, load: Load, ledger: Ledger) -> None:
+    ledger.part = "activations"
+    microbatch = _microbatch(load)
+    hidden = adapted.hidden(microbatch)
+    ledger.part = "logits"
+    loss = adapted.loss_at(hidden, microbatch)
+    ledger.part = "workspace"
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _microbatch(load: Load) -> Microbatch:
@@ -170,8 +286,7 @@ class _Moments:
     takes as much again for it as one moment; on a processor one after the other.
     """
 
-    def __init__(self, masters: list[torch.Tensor], *, eight_bit: bool, at_once: bool) -> None:
-        counts = [each.numel() for each in masters]
+    def __init__(self, counts: list[int], *, eight_bit: bool, at_once: bool) -> None:
         if eight_bit:
             self.kept = [torch.empty(2 * count, dtype=torch.uint8) for count in counts]
             self.kept += [torch.empty(2 * -(-count // 256)) for count in counts]
@@ -183,87 +298,3 @@ class _Moments:
     def step(self) -> None:
         """Move the parameters, in place."""
         torch.empty(self._working)
-
-
-def _pack(model: Any, ledger: Ledger) -> None:
-    """Put layers in place of the linear ones that take what NF4 takes."""
-    from training.qlora import KEPT_PLAIN
-
-    for name, module in list(model.named_modules()):
-        parent, _, last = name.rpartition(".")
-        if isinstance(module, torch.nn.Linear) and last not in KEPT_PLAIN:
-            setattr(model.get_submodule(parent), last, _PackedLinear(module, ledger))
-
-
-class _PackedLinear(torch.nn.Linear):
-    """A layer of half a byte a weight, unpacked at each use, forwards and backwards, as bitsandbytes does."""
-
-    def __init__(self, plain: torch.nn.Linear, ledger: Ledger) -> None:
-        torch.nn.Module.__init__(self)
-        self.in_features, self.out_features = plain.in_features, plain.out_features
-        self.register_parameter("bias", None)
-        self._dtype, self._ledger = plain.weight.dtype, ledger
-        count = plain.weight.numel()
-        self.weight = torch.nn.Parameter(torch.empty(count // 2, 1, dtype=torch.uint8), requires_grad=False)
-        self.scales = torch.nn.Buffer(torch.empty(-(-count // NF4_BLOCK)))
-
-    def unpacked(self) -> torch.Tensor:
-        """The weights in the compute type, as `workspace`."""
-        part, self._ledger.part = self._ledger.part, "workspace"
-        whole = torch.empty(self.out_features, self.in_features, dtype=self._dtype)
-        self._ledger.part = part
-        return whole
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """The product; nothing but the packed weights is kept for the backward pass."""
-        made: torch.Tensor = _PackedProduct.apply(input, self)
-        return made
-
-
-class _PackedProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, read: torch.Tensor, layer: _PackedLinear) -> torch.Tensor:
-        ctx.layer = layer
-        return read @ layer.unpacked().t()
-
-    @staticmethod
-    def backward(ctx: Any, outer: torch.Tensor) -> Any:
-        return outer @ ctx.layer.unpacked(), None
-
-
-_FUSED = "reckoned"
-
-
-def _fused_attention(
-    module: Any,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    **_: Any,
-) -> tuple[torch.Tensor, None]:
-    """SDPA's and FlashAttention's part in a model of transformers: (examples, length, heads, width)."""
-    if attention_mask is not None and module.num_key_value_groups > 1:  # as transformers does for SDPA
-        key, value = (each.repeat_interleave(module.num_key_value_groups, dim=1) for each in (key, value))
-    made: torch.Tensor = _FusedAttention.apply(query, key, value, attention_mask)
-    return made.transpose(1, 2).contiguous(), None
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Keeps what goes in and comes out, and a number a row; a mask as numbers of the compute type."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        examples, heads, length, width = query.shape
-        out = query.new_empty(examples, length, heads, width).transpose(1, 2)
-        rows = query.new_empty(examples, heads, length, dtype=torch.float32)
-        added = None if mask is None else query.new_empty(mask.shape)
-        ctx.save_for_backward(query, key, value, out, rows, added)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *_outer: torch.Tensor) -> Any:
-        query, key, value, *_ = ctx.saved_tensors
-        return *(torch.empty_like(each) for each in (query, key, value)), None

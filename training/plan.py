@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from training.base import stay_offline
+from training.hardware import check_sharding
 from training.memory import Load, Need, step_memory
 from training.recipe import CONFIGS, Recipe
 
@@ -68,13 +69,16 @@ class Plan:
     batch_examples: int
     cut: Cut | None
     need: Need
+    processes: int = 1
     tried: list[tuple[Cut, int, bool]] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
 
     @property
     def accumulation(self) -> int:
-        """Microbatches a step."""
-        return 0 if self.cut is None else -(-self.batch_examples // self.cut.microbatch_examples)
+        """Microbatches a step, of each process."""
+        if self.cut is None:
+            return 0
+        return -(-self.batch_examples // (self.cut.microbatch_examples * self.processes))
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as JSON: sizes in bytes, `recipe` with the options to set."""
@@ -90,6 +94,7 @@ class Plan:
                 "free": self.memory.free,
             },
             "need": {**self.need.parts, "total": self.need.total},
+            "processes": self.processes,
             "batch_examples": self.batch_examples,
             "microbatch_examples": cut.microbatch_examples if cut else None,
             "accumulation": self.accumulation if cut else None,
@@ -140,25 +145,36 @@ def shape(model: str, folder: Path | None = None) -> Any:
 
 
 def make(
-    config: Any, recipe: Recipe, memory: Memory, attention: str, said: Progress = lambda _: None
+    config: Any,
+    recipe: Recipe,
+    memory: Memory,
+    attention: str,
+    said: Progress = lambda _: None,
+    *,
+    processes: int = 1,
 ) -> Plan:
     """Choose how to take the recipe's step within `memory`.
 
     Args:
         config: the text model's configuration.
         recipe: `batch_examples` and `max_length` are what is wanted.
-        memory: of the device.
+        memory: of the device, of each where they are several.
         attention: the kind, as transformers names it.
         said: told what is being tried.
+        processes: that share the step's microbatches, and with `sharding: fsdp` the model, one a device.
+
+    Raises:
+        HardwareError: if so many processes cannot train by this recipe.
     """
-    wanted = Cut(recipe.batch_examples, recipe.gradient_checkpointing, recipe.max_length)
-    trials = _Trials(config, recipe, attention, memory.free, said)
+    check_sharding(recipe, processes)
+    wanted = Cut(-(-recipe.batch_examples // processes), recipe.gradient_checkpointing, recipe.max_length)
+    trials = _Trials(config, recipe, attention, memory.free, said, processes)
     chosen = _chosen(trials, wanted)
     if chosen is None:
         least = Cut(1, True, min(wanted.max_length, SHORTEST))
         need = trials.need(least)
         advice = _advice(recipe, memory, need, least)
-        return Plan(recipe.model, memory, recipe.batch_examples, None, need, trials.tried, advice)
+        return Plan(recipe.model, memory, recipe.batch_examples, None, need, processes, trials.tried, advice)
     advice = []
     if chosen.max_length < recipe.max_length:
         advice.append(
@@ -166,15 +182,17 @@ def make(
             f" {_gib(trials.need(Cut(1, True, recipe.max_length)).total - memory.free)} more, none"
         )
     need = trials.need(chosen)
-    return Plan(recipe.model, memory, recipe.batch_examples, chosen, need, trials.tried, advice)
+    return Plan(recipe.model, memory, recipe.batch_examples, chosen, need, processes, trials.tried, advice)
 
 
 class _Trials:
     """What cuts take, each found once; `tried` in the order of asking."""
 
-    def __init__(self, config: Any, recipe: Recipe, attention: str, free: int, said: Progress) -> None:
+    def __init__(
+        self, config: Any, recipe: Recipe, attention: str, free: int, said: Progress, processes: int
+    ) -> None:
         self._config, self._recipe, self._attention = config, recipe, attention
-        self._free, self._said = free, said
+        self._free, self._said, self._processes = free, said, processes
         self._found: dict[Cut, Need] = {}
         self.tried: list[tuple[Cut, int, bool]] = []
 
@@ -188,7 +206,7 @@ class _Trials:
             recipe = self._recipe.model_copy(update={"gradient_checkpointing": cut.gradient_checkpointing})
             load = Load(cut.microbatch_examples, cut.max_length, cut.max_length - 1)
             dtype = torch.float32 if recipe.compute_dtype == "float32" else torch.bfloat16
-            need = step_memory(self._config, recipe, load, dtype, self._attention)
+            need = step_memory(self._config, recipe, load, dtype, self._attention, processes=self._processes)
             self._found[cut] = need
             self.tried.append((cut, need.total, need.total <= self._free))
         return self._found[cut]
@@ -257,8 +275,10 @@ def _advice(recipe: Recipe, memory: Memory, need: Need, least: Cut) -> list[str]
         said.append("method: lora trains an adapter, and needs no gradients and moments of every weight")
     if recipe.method == "lora" or (recipe.method == "qlora" and recipe.frozen_weights == "dequantized"):
         said.append("method: qlora with frozen_weights: nf4 takes a quarter of the linear layers' memory")
-    if recipe.optimizer == "adamw" and recipe.method == "full":
+    if recipe.optimizer == "adamw" and recipe.method == "full" and recipe.sharding == "none":
         said.append("optimizer: paged_adamw_8bit takes a quarter of the moments' memory")
+    if recipe.sharding == "none":
+        said.append("sharding: fsdp divides the model among several such GPUs; --processes 2 says what fits")
     smaller = [path.stem for path in MODELS.glob("*.json") if path.stem != recipe.model]
     said.append(f"or a smaller model: there are shapes of {', '.join(sorted(smaller))}")
     return said

@@ -51,6 +51,9 @@ def plan(
     batch: Annotated[
         int | None, typer.Option(min=1, help="Examples a step, instead of the recipe's.")
     ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="GPUs like this one that train together, a process each.")
+    ] = 1,
     model_folder: Annotated[
         Path | None, typer.Option(help="A folder with a config.json, instead of the recipe's model.")
     ] = None,
@@ -58,7 +61,7 @@ def plan(
 ) -> None:
     """Say what a training takes, by part, and which microbatch, checkpointing and length fit."""
     try:
-        made = _made(config, gpu_memory, in_use, margin, batch, model_folder)
+        made = _made(config, gpu_memory, in_use, margin, batch, processes, model_folder)
     except (OSError, ValueError) as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         raise typer.Exit(1) from None
@@ -75,6 +78,7 @@ def _made(
     in_use: str | None,
     margin: float,
     batch: int | None,
+    processes: int,
     model_folder: Path | None,
 ) -> Plan:
     from training import plan as planner
@@ -90,7 +94,7 @@ def _made(
     if attention == "auto":
         attention = "eager" if caps_attention(shape) else "sdpa"
     with _watched() as said:
-        return planner.make(shape, options, memory, attention, said)
+        return planner.make(shape, options, memory, attention, said, processes=processes)
 
 
 def _memory(gpu_memory: str | None, in_use: str | None, margin: float) -> Memory:
@@ -172,8 +176,9 @@ def _conclusion(made: Plan) -> str:
         return f"Nothing fits {made.batch_examples} examples a step:"
     said: dict[str, Any] = settings(made.cut)
     options = "\n".join(f"  {name}: {str(value).lower()}" for name, value in said.items())
+    each = f" in each of {made.processes} processes" if made.processes > 1 else ""
     return (
-        f"Fits: {made.cut.microbatch_examples} at a time, {made.accumulation} times a step"
+        f"Fits: {made.cut.microbatch_examples} at a time, {made.accumulation} times a step{each}"
         f" ({made.batch_examples} examples, as before). In the recipe:\n{options}"
     )
 

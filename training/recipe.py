@@ -43,6 +43,7 @@ class Recipe(BaseModel):
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"]
     liger: bool
     compile: bool
+    sharding: Literal["none", "fsdp"]
     checkpoint_steps: int = Field(ge=1)
 
 

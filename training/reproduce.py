@@ -193,6 +193,11 @@ def _train_again(
     directory: Path, scratch: Path, base_gguf: Path, state_dir: Path, found: _Findings, progress: Progress
 ) -> None:
     record = cycle.read_json(directory / "adapter" / "finetune.json")
+    if (processes := record.get("processes", 1)) != 1:
+        found.impossible.append(
+            f"the adapter: {processes} processes trained it together, whose sums one alone does not repeat"
+        )
+        return
     files = _finetune(directory)
     train = _trained_on(directory, scratch, files.get("train.jsonl"))
     if train is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,10 @@ class TooLittleMemoryError(RuntimeError):
     """Not even one example at a time fits."""
 
 
+class StartAgainError(RuntimeError):
+    """Memory ran out where the other processes could not be told; started again they cut steps finer."""
+
+
 def train_adapter(
     adapted: Adapted,
     examples: Sequence[Example],
@@ -45,11 +49,13 @@ def train_adapter(
 ) -> History:
     """Take every step of the plan that `checkpoint` has not taken yet; return the history of all.
 
-    Where memory runs out the microbatch is halved, for good, and the same step is taken in more parts.
+    Where memory runs out the microbatch is halved, for good, and the same step is taken in more parts; of a
+    divided model, when it is started again.
 
     Raises:
         LossNotFiniteError: if the loss is no longer a number.
         TooLittleMemoryError: if memory runs out at one example a microbatch.
+        StartAgainError: if it runs out while a divided model computes.
         LeaseLostError: if the GPU was lent to us, and is not any more; what was learned is kept.
     """
     world = world or World()
@@ -65,9 +71,8 @@ def train_adapter(
     history.microbatch_tokens = history.microbatch_tokens or options.microbatch_tokens
     progress(len(history.lines), len(steps))
     for number in range(len(history.lines), len(steps)):
-        if lease.over():
-            if world.first:
-                checkpoint.save(adapted, optimizer, history)
+        if _lease_over(adapted, world):
+            checkpoint.save(adapted, optimizer, history, world)
             raise lease.LeaseLostError(
                 f"serving has taken the GPU back after step {number} of {len(steps)}; start the training"
                 " again: it goes on from there"
@@ -77,7 +82,11 @@ def train_adapter(
         rate = learning_rate(number, len(steps), options)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(adapted, optimizer, batch, options, history, world)
+        try:
+            loss = _step(adapted, optimizer, batch, options, history, world)
+        except StartAgainError:
+            checkpoint.cut_finer(history)
+            raise
         tokens, seconds = sum(map(len, batch)), monotonic() - began
         history.tokens += tokens
         history.seconds += seconds
@@ -91,10 +100,15 @@ def train_adapter(
                 "microbatch_tokens": history.microbatch_tokens,
             }
         )
-        if (number + 1) % options.checkpoint_steps == 0 and world.first:
-            checkpoint.save(adapted, optimizer, history)
+        if (number + 1) % options.checkpoint_steps == 0:
+            checkpoint.save(adapted, optimizer, history, world)
         progress(number + 1, len(steps))
     return history
+
+
+def _lease_over(adapted: Adapted, world: World) -> bool:
+    """Whether the GPU was lent, and is not any more, for any of the processes: all stop at the same step."""
+    return lease.ours() is not None and world.total(float(lease.over()), adapted.device) > 0
 
 
 def optimizer_of(adapted: Adapted, options: Recipe) -> torch.optim.Optimizer:
@@ -125,7 +139,8 @@ def _step(
     loss = _gradients_that_fit(adapted, batch, options, history, world)
     if not math.isfinite(loss):
         raise LossNotFiniteError(f"the loss is {loss}; lower learning_rate in the recipe")
-    world.add(_every_gradient(adapted, world))
+    if not adapted.divided:  # whose gradients were added up on their way
+        world.add(_every_gradient(adapted, world))
     torch.nn.utils.clip_grad_norm_(adapted.masters, options.clip_gradient)
     optimizer.step()
     adapted.forget_gradients()
@@ -149,9 +164,11 @@ def _gradients_that_fit(
     random = torch.get_rng_state()
     while True:
         groups = grouped(batch, history.microbatch_tokens, packing=options.packing)
-        part = _gradients(adapted, world.share(groups), sum(one.weight * one.learned for one in batch))
-        failed = world.total(float(part.memory_ran_out), adapted.device)
-        if not failed:
+        shared = world.share(_as_many_for_each(groups, world) if adapted.divided else groups)
+        part = _gradients(adapted, shared, sum(one.weight * one.learned for one in batch))
+        if not adapted.divided:
+            part.failed = world.total(part.failed, adapted.device)
+        if not part.failed:
             return world.total(part.loss, adapted.device)
         adapted.forget_gradients()
         torch.set_rng_state(random)
@@ -162,12 +179,29 @@ def _gradients_that_fit(
             {"step": len(history.lines) + 1, "from_tokens": history.microbatch_tokens, "to_tokens": smaller}
         )
         history.microbatch_tokens = smaller
+        if adapted.divided:
+            raise StartAgainError(
+                f"memory ran out in process {world.rank} of {world.size}, while the others waited for its"
+                " part of a layer. Start them again (accelerate launch --max_restarts does): they go on"
+                f" from the last checkpoint, with microbatches of {smaller} tokens"
+            )
 
 
-@dataclass(frozen=True, slots=True)
+def _as_many_for_each(groups: Sequence[Sequence[Example]], world: World) -> list[Sequence[Example]]:
+    """`groups`, and ones that weigh nothing, so that each process has as many.
+
+    A divided layer computes where all processes compute it.
+    """
+    shortest = min((one for group in groups for one in group), key=len)
+    return [*groups, *[[replace(shortest, weight=0.0)]] * (-len(groups) % world.size)]
+
+
+@dataclass(slots=True)
 class _Part:
+    """What a process had of a step; `failed` is not 0 where memory ran out."""
+
     loss: float
-    memory_ran_out: bool = False
+    failed: float = 0.0
 
 
 def _gradients(adapted: Adapted, groups: Sequence[Sequence[Example]], weight: float) -> _Part:
@@ -182,7 +216,7 @@ def _gradients(adapted: Adapted, groups: Sequence[Sequence[Example]], weight: fl
     except (MemoryError, RuntimeError) as error:
         if not memory_ran_out(error):
             raise
-        return _Part(0.0, memory_ran_out=True)
+        return _Part(0.0, failed=1.0)
     return _Part(loss)
 
 

@@ -1,7 +1,8 @@
 """The processes that train together, one a GPU, as `accelerate launch` starts them; mostly it is one.
 
-Each computes a share of a step's microbatches, and the gradients are added up. The loss is weighted over the
-whole step, so that any number of processes takes the same steps.
+Each computes a share of a step's microbatches, and the gradients are added up. Each holds the whole model, or
+its part of one that is divided among them (`training.sharding`). The loss is weighted over the whole step, so
+that any number of processes takes the same steps.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class World:
             return cls()
         from accelerate import PartialState
 
+        # Or transformers would give the base's weights to the first process alone, where accelerate's
+        # launcher was told to use FSDP, and expect accelerate's own trainer to hand them on.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         state = PartialState(cpu=not torch.cuda.is_available())
         return cls(state.process_index, state.num_processes)
 

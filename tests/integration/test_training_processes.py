@@ -10,11 +10,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch.multiprocessing.spawn import spawn
 
 from tests.tiny_gemma import tiny_base
@@ -22,6 +24,11 @@ from tests.unit.test_finetune import cycle_of, recipe_file, weights
 from training import cycle, finetune
 from training.world import ProcessLostError, World
 
+ACCELERATE = (
+    *("accelerate.commands.launch", "--use_fsdp", "--num_processes", "2", "--num_machines", "1"),
+    *("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"),
+    *("--module", "training"),
+)
 LAUNCH = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "--module", "training")
 
 
@@ -83,12 +90,14 @@ def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _launched(directory: Path, recipe: Path, state: Path) -> "subprocess.Popen[str]":
+def _launched(
+    directory: Path, recipe: Path, state: Path, launch: tuple[str, ...] = LAUNCH
+) -> "subprocess.Popen[str]":
     """Two processes that train together, as they are started for two GPUs."""
     return subprocess.Popen(
         [
-            *(sys.executable, "-m", *LAUNCH, "finetune", "--cycle", directory, "--config", recipe),
-            *("--state-dir", state, "--base-gguf", state / "base.gguf"),
+            *(sys.executable, "-m", *launch, "finetune", "--cycle", str(directory)),
+            *("--config", str(recipe), "--state-dir", str(state), "--base-gguf", str(state / "base.gguf")),
         ],
         stderr=subprocess.PIPE,
         text=True,
@@ -128,21 +137,61 @@ def test_a_killed_process_ends_the_other_and_the_launcher_says_which_and_how(
 ) -> None:
     directory = cycle_of(tmp_path, examples=8)
     launcher = _launched(directory, recipe_file(tmp_path, epochs=2000, checkpoint_steps=1), state)
+    said, second = _killed_after_a_checkpoint(launcher, directory)
+    assert f"Signal 9 (SIGKILL) received by PID {second}" in said
+
+
+def _killed_after_a_checkpoint(launcher: "subprocess.Popen[str]", directory: Path) -> tuple[str, int]:
+    """Kill the second process; what the launcher said when all were gone, and the pid."""
     workers: list[psutil.Process] = []
     try:
         while not (directory / "adapter.partial" / "state.pt").is_file():
             assert launcher.poll() is None, launcher.communicate()[1]
-            time.sleep(0.05)
+            time.sleep(0.02)
         workers = psutil.Process(launcher.pid).children()
         second = next(worker for worker in workers if worker.environ().get("RANK") == "1")
         second.kill()
         _, said = launcher.communicate(timeout=600)
-        assert launcher.returncode == 1
-        assert f"Signal 9 (SIGKILL) received by PID {second.pid}" in said
+        assert launcher.returncode == 1, said
         assert not any(worker.is_running() for worker in workers)
         assert not (directory / "adapter").exists()
+        return said, second.pid
     finally:
         launcher.kill()
         for worker in workers:
             with contextlib.suppress(psutil.NoSuchProcess):
                 worker.kill()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(
+    "changes", [{"frozen_weights": "nf4"}, {"method": "full", "learning_rate": 0.002}], ids=["nf4", "full"]
+)
+def test_a_model_divided_by_accelerate_learns_what_one_process_does_though_it_was_killed(
+    tmp_path: Path, state: Path, changes: dict[str, Any]
+) -> None:
+    found, learned = [], []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        directory = cycle_of(folder, examples=9)
+        more = {"sharding": "fsdp"} if name == "two" else {}
+        chosen = recipe_file(folder, epochs=10, microbatch_tokens=64, checkpoint_steps=1, **changes, **more)
+        if name == "one":
+            finetune.run(directory, state / "base.gguf", state, chosen)
+        else:
+            _killed_after_a_checkpoint(_launched(directory, chosen, state, ACCELERATE), directory)
+            again = _launched(directory, chosen, state, ACCELERATE)
+            _, said = again.communicate()
+            assert again.returncode == 0, said
+        found.append(cycle.read_json(directory / "adapter" / "finetune.json"))
+        lines = (directory / "adapter" / "training.jsonl").read_text().splitlines()
+        (saved,) = (directory / "adapter").glob("*.safetensors")
+        learned.append(([json.loads(line)["loss"] for line in lines], load_file(saved)))
+    assert [(each["processes"], each["steps"]) for each in found] == [(1, 30), (2, 30)]
+    (losses, alone), (of_two, together) = learned
+    assert of_two == pytest.approx(losses, rel=1e-3)
+    assert alone.keys() == together.keys()
+    for tensor, value in alone.items():
+        torch.testing.assert_close(value, together[tensor], rtol=2e-2, atol=1e-3)

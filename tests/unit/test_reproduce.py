@@ -172,3 +172,14 @@ def test_a_cycle_without_a_dataset_is_refused(tmp_path: Path) -> None:
     (tmp_path / "cycles" / FIRST).mkdir(parents=True)
     code, _, said = reproduced(tmp_path / "cycles" / FIRST)
     assert code == 1 and "has no dataset/dataset.json" in said
+
+
+def test_what_several_processes_trained_is_not_trained_again_by_one(
+    second: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune, "run", lambda *_: pytest.fail("it trained"))
+    record = second / "adapter" / "finetune.json"
+    cycle.write_json(record, cycle.read_json(record) | {"processes": 2})
+    code, found, _ = reproduced(second)
+    assert code == 4
+    assert "2 processes trained it together, whose sums one alone does not repeat" in found["impossible"][0]

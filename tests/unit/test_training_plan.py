@@ -94,6 +94,43 @@ def test_each_kind_of_gemma_can_be_reckoned(kind: str, checkpointing: bool) -> N
     assert found.total == sum(found.parts.values())
 
 
+def test_what_a_divided_model_is_made_of_is_divided_and_what_is_gathered_is_not() -> None:
+    whole = need(frozen_weights="nf4", dtype=torch.bfloat16)
+    found = {
+        processes: step_memory(
+            tiny(),
+            options(frozen_weights="nf4", sharding="fsdp"),
+            LOAD,
+            torch.bfloat16,
+            "sdpa",
+            processes=processes,
+        ).parts
+        for processes in (2, 4)
+    }
+    scales = LAYERS * (64 * 64 * 2 + 2 * 64 * 32 + 3 * 64 * 128) // 64 * 4  # of packed weights: each has all
+    divided = {processes: parts["weights"] - scales for processes, parts in found.items()}
+    assert divided[2] == pytest.approx((whole["weights"] - scales) / 2, abs=1024)
+    assert divided[4] == pytest.approx(divided[2] / 2, abs=1024)
+    for part in ("adapter", "optimizer"):
+        assert found[4][part] == pytest.approx(found[2][part] / 2, rel=0.01)
+    for part in ("activations", "logits", "workspace"):
+        assert found[4][part] == pytest.approx(found[2][part], rel=0.02)
+    words = 4096 * 64 * 2
+    assert found[2]["workspace"] >= words  # embeddings stay for a whole microbatch
+
+
+def test_of_a_divided_model_every_weight_may_be_trained_and_each_process_moves_its_part() -> None:
+    parts = {
+        processes: step_memory(
+            tiny(), options(method="full", sharding="fsdp"), LOAD, torch.bfloat16, "sdpa", processes=processes
+        ).parts
+        for processes in (2, 4)
+    }
+    whole = need(method="full")["weights"]  # float32
+    assert parts[2]["adapter"] == pytest.approx(2 * whole / 2, rel=0.01)  # originals and gradients
+    assert parts[4]["optimizer"] == pytest.approx(2 * whole / 4, rel=0.01)
+
+
 # What is chosen.
 
 
@@ -210,6 +247,17 @@ def test_the_command_explains_itself_and_prints_json(folder: str) -> None:
     assert found["memory"]["in_use"] == GIB
     assert sum(found["need"][part] for part in PARTS) == found["need"]["total"] < 2**29
     assert recipe.Recipe.model_validate(recipe.read().model_dump() | found["recipe"])
+
+
+def test_the_command_plans_for_several_gpus(folder: str, tmp_path: Path) -> None:
+    divided = tmp_path / "divided.yaml"
+    divided.write_text(yaml.safe_dump(recipe.read().model_dump() | {"sharding": "fsdp", "max_length": 64}))
+    words = ("--model-folder", folder, "--gpu-memory", "8GiB", "--config", str(divided))
+    done = asked(*words, "--processes", "2")
+    assert done.exit_code == 0, done.output
+    assert "Fits: 4 at a time, 1 times a step in each of 2 processes" in done.stdout
+    done = asked(*words)
+    assert done.exit_code == 1 and "sharding is fsdp" in done.stderr and "there is one" in done.stderr
 
 
 def test_the_command_ends_with_1_where_nothing_fits(folder: str) -> None:
