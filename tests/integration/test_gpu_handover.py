@@ -260,7 +260,13 @@ async def test_a_shrunk_real_engine_answers_what_fits_and_all_of_it_when_it_has_
 ) -> None:
     long = " ".join(["word"] * 400)
     async with (
-        served(tmp_path, dsn, gpu_handover="shrink", gpu_small_context_tokens=256) as running,
+        served(
+            tmp_path,
+            dsn,
+            gpu_handover="shrink",
+            gpu_small_context_tokens=256,
+            gpu_lease_seconds=600,  # nobody renews it here
+        ) as running,
         AsyncClient(running.grpc_address, "al_admin") as client,
     ):
         (before,) = engines()
