@@ -8,7 +8,6 @@ something else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import subprocess
@@ -22,6 +21,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from scripts import release as releases
+from validation.files import sha256, write_json
 
 HOME = Path(__file__).resolve().parents[1]
 ANSIBLE = HOME / "infra" / "ansible"
@@ -73,12 +73,6 @@ def play(playbook: str, hosts: Path, more: Sequence[str]) -> int:
     return subprocess.run(command, env=environment, check=False).returncode
 
 
-def digest(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
 def proof_of(release: Path) -> Path:
     """Where the proof of a release is."""
     return release.with_name(release.name + PROOF)
@@ -87,13 +81,11 @@ def proof_of(release: Path) -> Path:
 def prove(release: Path, hosts: Path, now: datetime) -> None:
     """Write down that a release was deployed on staging, whole or not at all."""
     proof = {
-        "sha256": digest(release),
+        "sha256": sha256(release),
         "ended_at": now.isoformat(timespec="seconds"),
         "inventory": str(hosts),
     }
-    partial = release.with_name(f".{release.name}{PROOF}.{os.getpid()}")
-    partial.write_text(json.dumps(proof, indent=2, sort_keys=True) + "\n")
-    partial.replace(proof_of(release))
+    write_json(proof_of(release), proof)
 
 
 def see_that_it_is_proved(release: Path, now: datetime) -> str:
@@ -109,15 +101,15 @@ def see_that_it_is_proved(release: Path, now: datetime) -> str:
         )
     try:
         proof = json.loads(proof_of(release).read_text(encoding="utf-8"))
-        sha256, ended_at = str(proof["sha256"]), datetime.fromisoformat(proof["ended_at"])
+        proved, ended_at = str(proof["sha256"]), datetime.fromisoformat(proof["ended_at"])
         age = now - ended_at
     except FileNotFoundError:
         raise DeployError(f"staging has not run {release.name}: {again}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DeployError(f"the proof {proof_of(release)} cannot be read ({error}): {again}") from error
-    if sha256 != (found := digest(release)):
+    if proved != (found := sha256(release)):
         raise DeployError(
-            f"staging ran another file than {release.name}: {sha256}, and this is {found}: {again}"
+            f"staging ran another file than {release.name}: {proved}, and this is {found}: {again}"
         )
     if age > OLDEST:
         raise DeployError(f"staging ran {release.name} at {ended_at}, which is more than a day ago: {again}")
@@ -125,7 +117,7 @@ def see_that_it_is_proved(release: Path, now: datetime) -> str:
         raise DeployError(
             f"staging ran {release.name} at {ended_at}, and now it is {now}: set the clock, then {again}"
         )
-    return f"{release.name} (SHA-256 {sha256}) ran on staging at {ended_at}"
+    return f"{release.name} (SHA-256 {proved}) ran on staging at {ended_at}"
 
 
 def newest_proved(folder: Path) -> Path:
@@ -171,8 +163,7 @@ def about(release: Path) -> dict[str, Any]:
     """
     try:
         with tarfile.open(release) as tar:
-            file = tar.extractfile("release.json")
-            found = json.load(file) if file else None
+            found = json.loads(releases.content(tar, "release.json"))
         if not isinstance(found, dict) or not {"id", "commit"} <= found.keys():
             raise ValueError("release.json names no id and commit")
     except (OSError, tarfile.TarError, KeyError, ValueError) as error:
@@ -231,7 +222,7 @@ def prod(
         _fail(error)
     if code := play("deploy", where, given):
         raise typer.Exit(code)
-    (folder / "prod.json").write_text(json.dumps(made) + "\n")
+    write_json(folder / "prod.json", made)
     typer.echo(f"{file.name} serves. Back to the release before, in seconds: make rollback CODE={hosts}")
 
 

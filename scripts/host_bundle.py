@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tarfile
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +30,7 @@ def bundle(
 ) -> None:
     """Make the bundle of a checkout as it is now, unless it is there already."""
     try:
-        uv = release.run([str(release.HOME / "scripts/uv.sh")], source).strip()
+        uv = release.uv_program()
         export = [uv, "export", "--quiet", "--frozen", "--only-group", "host", "--no-header", "--no-annotate"]
         pinned = release.run(export, source)
         wheels = sorted(release.third_parties(uv, pinned, source).glob("*.whl"))
@@ -53,18 +51,12 @@ def pack(ansible: Path, wheels: list[Path], pinned: str, out: Path) -> tuple[str
     path = out / f"agentloop-ansible-{name}.tar"
     if path.exists():
         return name, path
-    out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with tarfile.open(partial, "w") as tar:
-            release.add_text(tar, "requirements.txt", pinned)
-            for file in files:
-                tar.add(file, f"ansible/{file.relative_to(ansible)}", filter=release.anonymous)
-            for wheel in wheels:
-                tar.add(wheel, f"wheels/{wheel.name}", filter=release.anonymous)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with release.new_tar(path) as tar:
+        release.add_text(tar, "requirements.txt", pinned)
+        for file in files:
+            tar.add(file, f"ansible/{file.relative_to(ansible)}", filter=release.anonymous)
+        for wheel in wheels:
+            tar.add(wheel, f"wheels/{wheel.name}", filter=release.anonymous)
     return name, path
 
 

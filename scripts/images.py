@@ -6,7 +6,6 @@ built is `<release>.images.json` beside the release, with the base, the layers a
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -20,7 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from scripts.containers import HOME, Containers, ContainersError
-from scripts.release import ReleaseError, make
+from scripts.release import ReleaseError, make, tracked, uv_program
+from validation.files import write_json
 
 TARGETS = ("server", "postgres")
 PREFIX = "localhost/agentloop"
@@ -89,9 +89,7 @@ def checked_base(base: str) -> str:
 def record(made: dict[str, dict[str, Any]], release: Path) -> Path:
     """Write what was built beside the release."""
     path = release.with_suffix(".images.json")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(made, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_json(path, made)
     return path
 
 
@@ -100,22 +98,11 @@ def context(release: Path) -> Iterator[Path]:
     """A folder with what the Containerfile copies: tracked files, the release's own wheels, uv."""
     with tempfile.TemporaryDirectory(prefix="agentloop-images-") as name:
         folder = Path(name)
-        listed = subprocess.run(
-            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *TRACKED],
-            cwd=HOME,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for each in filter(None, listed.split("\0")):
-            if (HOME / each).is_file():
-                (folder / each).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(HOME / each, folder / each)
+        for each in tracked(HOME, *TRACKED):
+            (folder / each).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(HOME / each, folder / each)
         _wheels(release, folder / "wheels")
-        uv = subprocess.run(
-            [HOME / "scripts/uv.sh"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        shutil.copy2(Path(uv).resolve(), folder / "uv")
+        shutil.copy2(Path(uv_program()).resolve(), folder / "uv")
         yield folder
 
 

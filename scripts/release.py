@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -60,7 +61,7 @@ def make(source: Path, out: Path) -> tuple[str, Path]:
     Raises:
         ReleaseError: if a wheel cannot be had or built.
     """
-    uv = run([str(HOME / "scripts/uv.sh")], source).strip()
+    uv = uv_program()
     pinned = run(
         [
             uv,
@@ -95,19 +96,39 @@ def pack(wheels: list[Path], requirements: str, out: Path, commit: str) -> tuple
     path = out / f"agentloop-{name}.tar"
     if path.exists():
         return name, path
-    out.mkdir(parents=True, exist_ok=True)
     about = json.dumps({"id": name, "version": version, "commit": commit}, indent=2, sort_keys=True) + "\n"
+    with new_tar(path) as tar:
+        add_text(tar, "release.json", about)
+        add_text(tar, "requirements.txt", requirements)
+        for wheel in wheels:
+            tar.add(wheel, f"wheels/{wheel.name}", filter=anonymous)
+    return name, path
+
+
+@contextmanager
+def new_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """A tar file to fill, with its folder; it is there whole when the block ends well, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with tarfile.open(partial, "w") as tar:
-            add_text(tar, "release.json", about)
-            add_text(tar, "requirements.txt", requirements)
-            for wheel in wheels:
-                tar.add(wheel, f"wheels/{wheel.name}", filter=anonymous)
+            yield tar
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return name, path
+
+
+def content(tar: tarfile.TarFile, name: str) -> bytes:
+    """What a file in a release holds.
+
+    Raises:
+        KeyError: there is none of that name.
+        ValueError: it is something else than a file.
+    """
+    found = tar.extractfile(name)
+    if found is None:
+        raise ValueError(f"{name} is no file")
+    return found.read()
 
 
 def _requirements(pinned: str, ours: list[Path]) -> str:
@@ -173,6 +194,18 @@ def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.uname = entry.gname = ""
     entry.mode = 0o644
     return entry
+
+
+def uv_program() -> str:
+    """The path of uv, which is fetched if need be. Raises ReleaseError if it cannot be had."""
+    return run([str(HOME / "scripts/uv.sh")], HOME).strip()
+
+
+def tracked(root: Path, *under: str) -> list[str]:
+    """The files of a checkout that git tracks, or would once they are added; all, or those `under`."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *under]
+    names = sorted(set(filter(None, run(command, root).split("\0"))))
+    return [name for name in names if (root / name).is_file()]
 
 
 def run(command: list[str], folder: Path, more: Mapping[str, str] | None = None) -> str:

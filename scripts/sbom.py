@@ -29,6 +29,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from packageurl import PackageURL
 
 from scripts.containers import Containers, ContainersError
+from scripts.release import content
 
 # Runs in the image, with its own Python.
 _ASK = """
@@ -80,19 +81,12 @@ def of_release(file: Path) -> str:
     """
     try:
         with tarfile.open(file) as tar:
-            about = json.loads(_content(tar, "release.json"))
+            about = json.loads(content(tar, "release.json"))
             names = sorted(each for each in tar.getnames() if each.endswith(".whl"))
-            parts = [_wheel(_content(tar, name)) for name in names]
+            parts = [_wheel(content(tar, name)) for name in names]
     except (OSError, ValueError, KeyError, tarfile.TarError) as error:
         raise SbomError(f"{file} is no release: {type(error).__name__}: {error}") from error
     return written("agentloop", about["id"], parts)
-
-
-def _content(tar: tarfile.TarFile, name: str) -> bytes:
-    found = tar.extractfile(name)
-    if found is None:
-        raise ValueError(f"{name} is no file")
-    return found.read()
 
 
 def _wheel(content: bytes) -> Part:

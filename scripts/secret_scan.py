@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,8 @@ from typing import Annotated
 import typer
 from detect_secrets.core.secrets_collection import SecretsCollection
 from detect_secrets.settings import default_settings, get_settings
+
+from scripts.release import tracked
 
 HOME = Path(__file__).resolve().parents[1]
 LOOKED_AT = Path("infra/pipeline/not_secrets.json")
@@ -43,7 +44,8 @@ def scan(
     as_json: Annotated[bool, typer.Option("--json", help="Print what is new as JSON.")] = False,
 ) -> None:
     """Print what looks like a secret and was not looked at."""
-    found, places = secrets_in(root, tracked(root))
+    looked_at = [file for file in tracked(root) if not file.startswith(LEFT_OUT)]
+    found, places = secrets_in(root, looked_at)
     listed = root / LOOKED_AT
     if accept:
         listed.parent.mkdir(parents=True, exist_ok=True)
@@ -65,19 +67,6 @@ def scan(
         for each in gone:
             typer.echo(f"{each}: {LOOKED_AT} names a text that is not there any more; run with --accept")
     raise typer.Exit(1 if new or gone else 0)
-
-
-def tracked(root: Path) -> list[str]:
-    """What is tracked, and what would be if it were added."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    names = sorted(set(filter(None, listed.split("\0"))))
-    return [each for each in names if not each.startswith(LEFT_OUT) and (root / each).is_file()]
 
 
 def secrets_in(root: Path, files: Iterable[str]) -> tuple[Found, dict[tuple[str, str], str]]:

@@ -21,7 +21,8 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-HOME = Path(__file__).resolve().parents[1]
+from scripts.release import HOME, run, uv_program
+
 CONTROL = ("jinja2", "2.10")
 """Has had known vulnerabilities since 2019 (PYSEC-2019-217 and others)."""
 VULNERABLE, NOT_AUDITED = 1, 3
@@ -57,10 +58,8 @@ def audit(
 
 def locked() -> str:
     """All that may be installed of the lock file, as requirements with hashes."""
-    uv = subprocess.run([HOME / "scripts/uv.sh"], capture_output=True, text=True, check=True).stdout.strip()
-    export = ("export", "--quiet", "--frozen", "--all-extras", "--all-groups")
-    plain = ("--no-emit-workspace", "--no-header", "--no-annotate")
-    return subprocess.run([uv, *export, *plain], cwd=HOME, capture_output=True, text=True, check=True).stdout
+    export = [uv_program(), "export", "--quiet", "--frozen", "--all-extras", "--all-groups"]
+    return run([*export, "--no-emit-workspace", "--no-header", "--no-annotate"], HOME)
 
 
 def pip_audit(requirements: str, *options: str) -> dict[str, Any]:
@@ -74,15 +73,7 @@ def pip_audit(requirements: str, *options: str) -> dict[str, Any]:
         listed.write_text(requirements, encoding="utf-8")
         done = subprocess.run(
             [
-                *(
-                    sys.executable,
-                    "-m",
-                    "pip_audit",
-                    "--strict",
-                    "--disable-pip",
-                    "--progress-spinner",
-                    "off",
-                ),
+                *(sys.executable, "-m", "pip_audit", "--strict", "--disable-pip", "--progress-spinner=off"),
                 *("--format", "json", "--requirement", str(listed), *options),
             ],
             stdin=subprocess.DEVNULL,
