@@ -52,9 +52,8 @@ class RecentAnswers:
 
     def heard(self, feedback: Feedback) -> tuple[Answered, Opinion] | None:
         """Which answer it is an opinion on; None where it is none, or of an answer that is not remembered."""
-        said = opinion(feedback)
-        caller, answered = self._answers.get(feedback.inference_id, ("", ("", "", "")))
-        if not said or feedback.inference_id not in self._answers or caller != feedback.caller:
+        said, remembered = opinion(feedback), self._answers.get(feedback.inference_id)
+        if not said or remembered is None or remembered[0] != feedback.caller:
             return None
         del self._answers[feedback.inference_id]
-        return answered, said
+        return remembered[1], said

@@ -56,11 +56,31 @@ def fetch(url: str, timeout: float = 10.0, ca_file: str | None = None) -> dict[S
         OSError: no answer, or one that is not 200.
         ValueError: the answer is no Prometheus text, or `url` no http URL.
     """
+    text = read(checked("metrics_url", url), timeout, trust(ca_file))
+    return parse(text.decode("utf-8", "replace"))
+
+
+def checked(option: str, url: str) -> str:
+    """The URL, if it is one of http. Raises ValueError, naming the option."""
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"metrics_url is {url!r}; it must begin with http:// or https://")
-    context = ssl.create_default_context(cafile=ca_file) if ca_file else None
-    with urllib.request.urlopen(url, timeout=timeout, context=context) as answer:  # noqa: S310 (see above)
-        return parse(answer.read().decode("utf-8", "replace"))
+        raise ValueError(f"{option} is {url!r}; it must begin with http:// or https://")
+    return url
+
+
+def trust(ca_file: str | None) -> ssl.SSLContext | None:
+    """Whom to believe: this authority, or without one the host's. Raises OSError if it cannot be read."""
+    return ssl.create_default_context(cafile=ca_file) if ca_file else None
+
+
+def read(url: str, timeout: float, context: ssl.SSLContext | None, most: int = -1) -> bytes:
+    """What is at a `checked` URL, at most so many bytes.
+
+    Raises:
+        OSError: no answer, or one that is not 200.
+    """
+    with urllib.request.urlopen(url, timeout=timeout, context=context) as answer:  # noqa: S310 - checked
+        found: bytes = answer.read(most)
+    return found
 
 
 class Increase:

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-import ssl
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ansible.module_utils.agentloop_metrics import Series, fetch
+from ansible.module_utils.agentloop_metrics import Series, checked, fetch, read, trust
 
 Scrape = Callable[[], Mapping[Series, float]]
 
@@ -49,16 +47,14 @@ def prometheus(url: str, selector: str, ca_file: str | None = None, timeout: flo
     where a server that was there is missing.
     https://prometheus.io/docs/prometheus/latest/querying/api/#instant-queries
     """
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"prometheus_url is {url!r}; it must begin with http:// or https://")
+    checked("prometheus_url", url)
     query = f'{{__name__=~"{_NAMES}"{"," if selector else ""}{selector}}}'
     asked = f"{url.rstrip('/')}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
-    context = ssl.create_default_context(cafile=ca_file) if ca_file else None
+    context = trust(ca_file)
     seen: set[str] = set()
 
     def scrape() -> Mapping[Series, float]:
-        with urllib.request.urlopen(asked, timeout=timeout, context=context) as answer:  # noqa: S310
-            text = answer.read(MOST_BYTES + 1)
+        text = read(asked, timeout, context, MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
             raise ValueError(f"Prometheus' answer is larger than {MOST_BYTES} bytes: narrow the selector")
         samples = _samples(text)

@@ -109,33 +109,16 @@ def drain(
     sleep: Callable[[float], None],
 ) -> None:
     """Stop the service, save what is left, and tell AWS; what fails is tried again and again."""
-    action = [
+    told = [
+        *("aws", "autoscaling", "complete-lifecycle-action", "--lifecycle-action-result", "CONTINUE"),
         *("--instance-id", instance, "--lifecycle-hook-name", arguments.hook),
         *("--auto-scaling-group-name", arguments.group, "--region", arguments.region),
     ]
+    target = f"s3://{arguments.bucket}/backups/spools/{instance}.tar.gz"
     steps: list[tuple[str, Callable[[], object]]] = [
         ("stopped", lambda: run(["systemctl", "stop", *arguments.units])),
-        (
-            "saved what was not stored",
-            lambda: save(
-                Path(arguments.state), f"s3://{arguments.bucket}/backups/spools/{instance}.tar.gz", run
-            ),
-        ),
-        (
-            "told the autoscaling group",
-            lambda: run(
-                [
-                    *(
-                        "aws",
-                        "autoscaling",
-                        "complete-lifecycle-action",
-                        "--lifecycle-action-result",
-                        "CONTINUE",
-                    ),
-                    *action,
-                ]
-            ),
-        ),
+        ("saved what was not stored", lambda: save(Path(arguments.state), target, run)),
+        ("told the autoscaling group", lambda: run(told)),
     ]
     for what, step in steps:
         while True:
@@ -144,11 +127,8 @@ def drain(
                 print(what, flush=True)
                 break
             except OSError as error:
-                print(
-                    f"not {what}, tried again in {TRY_AGAIN_SECONDS:.0f} s: {error}",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                again = f"tried again in {TRY_AGAIN_SECONDS:.0f} s"
+                print(f"not {what}, {again}: {error}", file=sys.stderr, flush=True)
                 sleep(TRY_AGAIN_SECONDS)
 
 
