@@ -29,7 +29,7 @@ install: .venv/installed ## install everything into .venv, from the lock file
 	ln -sfn "$$(scripts/llama.sh)" .venv/llama.cpp
 	touch $@
 
-lint: install ## ruff, import rules, buf, ansible-lint
+lint: types ## ruff, mypy --strict, import rules, buf, ansible-lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
@@ -177,7 +177,7 @@ BENCHMARKS = AGENTLOOP_OLLAMA_BIN="$$(scripts/ollama.sh | tail -1)" $(BIN)/pytho
 bench: install ollama $(BASE) ## run every benchmark and render docs/benchmarks.md (make bench-NAME: one)
 	$(BENCHMARKS)
 
-ci: lint types test ## what .ci/run runs
+ci: lint test ## what .ci/run runs
 
 bench-%: install ollama $(BASE)
 	$(BENCHMARKS) $*
