@@ -92,7 +92,7 @@ class Terminal:
         termios.tcsetattr(slave, termios.TCSANOW, settings)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("AGENTLOOP_")}
         environment |= {"TERM": "dumb", "AGENTLOOP_TOKEN": "al_x", "COLUMNS": "200"}
-        # A person's shell hears Ctrl-C. Tests that a shell started in the background ignore it, and so would this.
+        # A person's shell hears Ctrl-C; what a shell started in the background, as tests may be, ignores it.
         command = f"exec env --default-signal=INT setsid --ctty '{BIN}' --server {service.address} chat"
         self.process = subprocess.Popen(
             ["bash", "-c", command], stdin=slave, stdout=slave, stderr=slave, env=environment
